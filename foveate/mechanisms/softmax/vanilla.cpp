@@ -1,0 +1,46 @@
+#include <foveate/attention.h>
+#include <foveate/vanilla.h>
+
+namespace foveate {
+
+Attention::Outputs Attention::forward(const Options& o, const Parameters&, const Inputs& in) {
+  const bool top_left = o.causal_align == CausalAlign::top_left;
+  const auto [out, lse] = ops::attention(in.q, in.k, in.v,
+                                         {.mask = in.mask, .key_mask = in.key_mask, .key_lengths = in.key_lengths, .causal = o.causal,
+                                          .bias = in.bias, .scale = o.scale, .offset = top_left ? optional<Size>(0) : std::nullopt,
+                                          .dropout_keep = in.dropout_keep, .dropout = o.dropout});
+  return {.out = out, .lse = lse};
+}
+
+FOVEATE_MECHANISM(Attention)
+
+void MultiheadAttention::check(const Options& o) {
+  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, "multihead_attention: num_heads must divide embed_dim, got ",
+                    o.num_heads, " and ", o.embed_dim);
+}
+
+MultiheadAttention::Parameters MultiheadAttention::init(const Options& o) {
+  // Xavier-uniform over the stacked query, key and value matrices, as torch.nn.MultiheadAttention draws them.
+  const double bound = std::sqrt(6.0 / static_cast<double>(4 * o.embed_dim));
+  return layers::Heads::init({.width = o.embed_dim, .bias = o.bias, .bound = bound});
+}
+
+Tensor MultiheadAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
+  const auto [q, k, v] = p.project(in.x, in.context.value_or(in.x), o.num_heads);
+  const auto [out, lse] =
+      ops::attention(q, k, v, {.mask = in.mask, .key_mask = in.key_mask, .causal = o.causal, .bias = in.score_bias, .scale = o.scale});
+  return p.join(out);
+}
+
+std::pair<Tensor, MultiheadAttention::State> MultiheadAttention::step(const Options& o, const Parameters& p, const Inputs& in, State&& past) {
+  TORCH_CHECK_VALUE(!in.context, "multihead_attention_step: context is not given step by step");
+  auto [q, k, v] = p.project(in.x, in.x, o.num_heads);
+  State next{.k = past.k.defined() ? at::cat({past.k, k}, 2) : k, .v = past.v.defined() ? at::cat({past.v, v}, 2) : v};
+  const auto [out, lse] =
+      ops::attention(q, next.k, next.v, {.mask = in.mask, .key_mask = in.key_mask, .causal = true, .bias = in.score_bias, .scale = o.scale});
+  return {p.join(out), std::move(next)};
+}
+
+FOVEATE_MECHANISM(MultiheadAttention)
+
+}  // namespace foveate

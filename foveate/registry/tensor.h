@@ -1,0 +1,37 @@
+// The words that every file above kernels/ shares: Tensor, Size, and the few shape helpers of multi-head attention.
+#pragma once
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#if defined(FOVEATE_BUILDING)
+#define FOVEATE_API __attribute__((visibility("default")))
+#else
+#define FOVEATE_API
+#endif
+
+namespace foveate {
+
+using at::Tensor;
+using std::optional;
+
+/// A size that may be symbolic. Mechanisms run under torch.export with dynamic lengths, so they never ask for plain integers.
+using Size = c10::SymInt;
+
+inline Size extent(const Tensor& x, int64_t dim) { return x.sym_size(dim); }
+
+/// 1/sqrt(D) of q [...,D]
+inline double default_scale(const Tensor& q) { return 1 / std::sqrt(static_cast<double>(extent(q, -1).guard_int(__FILE__, __LINE__))); }
+
+/// [B,N,H*D] -> [B,H,N,D]
+inline Tensor split_heads(const Tensor& x, int64_t heads) { return x.unflatten(-1, {heads, -1}).transpose(1, 2); }
+
+/// [B,H,N,D] -> [B,N,H*D]
+inline Tensor merge_heads(const Tensor& x) { return x.transpose(1, 2).flatten(2); }
+
+}  // namespace foveate

@@ -1,0 +1,94 @@
+"""The answer in plain words: which attention to use on this input, and from which length on."""
+
+from __future__ import annotations
+
+from foveate.compare.results import Panel, Point, Result
+
+Rival = tuple[Result, Point]
+FASTER = 0.95  # a ratio below this counts as faster; closer ones are a tie
+
+
+def answer(panel: Panel, tolerance: float) -> list[str]:
+    """Sentences on the longest length measured; empty if nothing but the baseline was."""
+    length = max((point.length for result in panel.results for point in result.points), default=0)
+    rivals = [(result, point) for result in panel.results if result.name != panel.baseline and (point := result.at(length))]
+    rivals = [(result, point) for result, point in rivals if point.forward.ratio is not None]
+    if not rivals:
+        return []
+    rivals.sort(key=lambda rival: _ratio(rival[1]))
+    where = f"For {panel.subject} at N = {length}"
+    if panel.kind == "qkv":
+        return _attention_answer(rivals, where, tolerance)
+    dense = {"map": "the non-local block", "set": "attention of every pair (SAB)"}[panel.kind]
+    fastest, point = rivals[0]
+    if _ratio(point) >= FASTER:
+        return [f"{where}, nothing is faster than {dense}."]
+    return [
+        f"{where}, {fastest.name} is {_times(point)} faster than {dense}{_training(point)}.{_beginning(fastest, dense)}",
+        "These layers are trained and compute different things, so time and memory are compared here, not their outputs.",
+    ]
+
+
+def _attention_answer(rivals: list[Rival], where: str, tolerance: float) -> list[str]:
+    """The fastest that stays close to exact attention; where there is none, the closest that is faster; then the fastest of all."""
+    faster = [(result, point) for result, point in rivals if result.relation == "approximate" and _ratio(point) < FASTER]
+    faithful = [(result, point) for result, point in faster if _error(point) <= tolerance]
+    told: Result | None = None
+    if faithful:
+        told, point = faithful[0]
+        sentences = [
+            f"{where}, {told.name} is {_times(point)} faster than exact attention with an error of {_percent(_error(point))}"
+            f"{_training(point)}.{_beginning(told, 'exact attention')}"
+        ]
+    elif faster:
+        told, point = min(faster, key=lambda rival: _error(rival[1]))
+        sentences = [
+            f"{where}, nothing faster than exact attention stays within {_percent(tolerance)} of its result. "
+            f"The closest, {told.name}, is {_times(point)} faster with an error of {_percent(_error(point))}."
+        ]
+    else:
+        sentences = [f"{where}, exact attention is as fast as anything that stands in for it."]
+    if faster and faster[0][0] is not told:
+        fastest, point = faster[0]
+        sentences.append(
+            f"If the model can be trained with it, {fastest.name} is the fastest: {_times(point)} faster than exact attention"
+            f"{_training(point)}, though dropped in untrained it is off by {_percent(_error(point))}.{_beginning(fastest, 'exact attention')}"
+        )
+    own = next(((result, point) for result, point in rivals if result.relation == "exact" and _ratio(point) < FASTER), None)
+    if own:
+        sentences.append(f"{own[0].name} gives the same result as torch's and is {_times(own[1])} faster{_training(own[1])}.")
+    return sentences
+
+
+def _ratio(point: Point) -> float:
+    return 1.0 if point.forward.ratio is None else point.forward.ratio
+
+
+def _error(point: Point) -> float:
+    return float("inf") if point.error is None else point.error.relative
+
+
+def _training(point: Point) -> str:
+    ratio = point.training.ratio if point.training else None
+    if ratio is None:
+        return ""
+    return f" ({1 / ratio:.1f} times in training)" if ratio < 1 else f" (but {ratio:.1f} times slower in training)"
+
+
+def _beginning(result: Result, dense: str) -> str:
+    """From which length on it pays."""
+    crossing = result.crossover
+    if crossing is None or crossing.kind == "never":
+        return ""
+    if crossing.kind == "always" or crossing.length is None:
+        return f" It is faster from N = {result.points[0].length} on, the shortest length measured."
+    return f" Below N = {crossing.length} {dense} wins."
+
+
+def _times(point: Point) -> str:
+    times = 1 / _ratio(point)
+    return f"{times:.1f} times" if times < 10 else f"{times:.0f} times"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 0.0995 and share != round(share, 2) else f"{100 * share:.0f} %"

@@ -1,0 +1,79 @@
+"""Attention maps: the weights with which each query reads each key, and their picture.
+
+Every mechanism whose output is linear in v gives its map away: with v = the identity, column m of the output is the weight of
+key m. The identity goes in in blocks as wide as a head, so that mechanisms that want Dv = D are served too.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ZERO = 128  # palette index of weight 0; lower ones are negative weights
+# Night blue over violet and orange to pale yellow for weights from 0 up; night blue to turquoise for negative ones.
+_STOPS_UP = ((16, 18, 40), (74, 32, 110), (158, 48, 105), (227, 97, 64), (249, 172, 60), (252, 246, 190))
+_STOPS_DOWN = ((16, 18, 40), (14, 94, 120), (60, 205, 200))
+
+
+def attention_map(call: Callable[..., Tensor], q: Tensor, k: Tensor, seed: int) -> Tensor:
+    """Weights [H,N,M] of the first batch entry of a qkv call: out = weights v."""
+    heads, m, width = k.shape[1:]
+    identity = torch.eye(m, dtype=k.dtype)
+    columns = []
+    with torch.no_grad():
+        for start in range(0, m, width):
+            block = torch.zeros(m, width, dtype=k.dtype)
+            block[:, : min(width, m - start)] = identity[:, start : start + width]
+            torch.manual_seed(seed)  # the same draws for every block
+            columns.append(call(q[:1], k[:1], block.expand(1, heads, m, width).contiguous())[0])
+    return torch.cat(columns, dim=-1)[..., :m]
+
+
+def shades(weights: Tensor, brightest: float) -> Tensor:
+    """Palette indices, uint8, of weights [N,M]; square roots, so that faint weights stay visible."""
+    strength = (weights.float().abs() / max(brightest, 1e-12)).clamp(max=1).sqrt()
+    signed = torch.where(weights < 0, -strength, strength)
+    return (ZERO + 127 * signed).round().to(torch.uint8)
+
+
+def brightest_of(weights: Tensor) -> float:
+    """The weight shown brightest: all but the top half percent of what is above the mean lie below it."""
+    strong = weights.float().abs().flatten()
+    strong = strong[strong >= strong.mean()]
+    return torch.quantile(strong[:: max(1, strong.numel() // 100_000)], 0.995).item()
+
+
+def palette() -> list[tuple[int, int, int]]:
+    """256 colours; index ZERO is weight 0."""
+    down = [_between(_STOPS_DOWN, (ZERO - index) / ZERO) for index in range(ZERO)]
+    up = [_between(_STOPS_UP, (index - ZERO) / (255 - ZERO)) for index in range(ZERO, 256)]
+    return down + up
+
+
+def png(indices: Tensor, enlarge: int = 1) -> bytes:
+    """The picture of palette indices [N,M] as a PNG file."""
+    from PIL import Image
+
+    picture = Image.fromarray(indices.numpy(), mode="P")
+    picture.putpalette([level for colour in palette() for level in colour])
+    picture = picture.resize((indices.shape[1] * enlarge, indices.shape[0] * enlarge), Image.Resampling.NEAREST)
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def data_uri(indices: Tensor) -> str:
+    """The PNG as an address that an HTML page can hold."""
+    return "data:image/png;base64," + base64.b64encode(png(indices)).decode()
+
+
+def _between(stops: tuple[tuple[int, int, int], ...], share: float) -> tuple[int, int, int]:
+    position = share * (len(stops) - 1)
+    index = min(int(position), len(stops) - 2)
+    part = position - index
+    red, green, blue = (round(a + part * (b - a)) for a, b in zip(stops[index], stops[index + 1], strict=True))
+    return red, green, blue

@@ -1,0 +1,80 @@
+"""Runs a whole comparison: a panel for each kind of input, and the attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+
+import torch
+
+from foveate.compare import maps
+from foveate.compare.contestants import Contestant, choose
+from foveate.compare.inputs import Source
+from foveate.compare.panel import run_panel, work
+from foveate.compare.results import SCHEMA, Comparison, MapSheet, Report, machine, now
+from foveate.compare.settings import Settings, Watcher
+
+__all__ = ["Settings", "Watcher", "compare", "total_work"]
+MAP_POSITIONS = 128
+MAP_HEADS = 12
+
+
+def compare(
+    sources: Sequence[Source], settings: Settings, mechanisms: Sequence[str] | None = None, watcher: Watcher = Watcher()
+) -> Comparison:
+    """Compares mechanisms (their slugs; None: all that apply) on each source."""
+    contestants, left_out = choose([source.kind for source in sources], mechanisms)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
+    try:
+        panels = [run_panel(source, _for(source, contestants), settings, watcher) for source in sources if _for(source, contestants)]
+        report = Report(
+            schema=SCHEMA,
+            created=now(),
+            versions={"foveate": _version("foveate"), "torch": torch.__version__},
+            machine=machine(),
+            settings=asdict(settings),
+            panels=panels,
+            not_compared=[{"form": form, "why": why} for form, why in left_out],
+        )
+        return Comparison(report, _map_sheet(sources, contestants, settings))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def total_work(sources: Sequence[Source], settings: Settings, mechanisms: Sequence[str] | None) -> float:
+    """Amount of work of the whole comparison, in the unit that Watcher.advance hears."""
+    contestants, _ = choose([source.kind for source in sources], mechanisms)
+    return sum(work(source, _for(source, contestants), settings) for source in sources)
+
+
+def _for(source: Source, contestants: Sequence[Contestant]) -> list[Contestant]:
+    return [contestant for contestant in contestants if contestant.kind == source.kind]
+
+
+def _map_sheet(sources: Sequence[Source], contestants: Sequence[Contestant], settings: Settings) -> MapSheet | None:
+    """Maps of every contestant over q, k and v, all shown at the brightness of the exact map of the same head."""
+    source = next((source for source in sources if source.kind == "qkv"), None)
+    if source is None:
+        return None
+    sample = source.at(min(MAP_POSITIONS, source.longest))
+    q, k = (tensor.contiguous() for tensor in sample.tensors[:2])
+    pictures: dict[str, list[str]] = {}
+    brightest: list[float] = []
+    for contestant in _for(source, contestants):  # the baseline comes first
+        torch.manual_seed(settings.seed)
+        try:
+            weights = maps.attention_map(contestant.build(sample.size, torch.float32).eval(), q, k, settings.seed)[:MAP_HEADS]
+        except (RuntimeError, ValueError, TypeError):
+            continue  # its panel says why it cannot run
+        brightest = brightest or [maps.brightest_of(head) for head in weights]
+        pictures[contestant.name] = [maps.data_uri(maps.shades(head, top)) for head, top in zip(weights, brightest, strict=True)]
+    return MapSheet(sample.size.length, pictures)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
