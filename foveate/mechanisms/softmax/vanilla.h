@@ -38,10 +38,10 @@ assert out.shape == (2, 4, 16, 8) and lse.shape == (2, 4, 16))"};
       f("q", q, "[B,H,N,D] queries");
       f("k", k, "[B,Hk,M,D] keys; Hk divides H");
       f("v", v, "[B,Hk,M,Dv] values");
-      f("mask", mask, "bool, broadcastable to [B,H,N,M], True where a key takes part");
+      f("mask", mask, "bool [...] True where a key takes part, broadcastable to [B,H,N,M]");
       f("key_mask", key_mask, "bool [B,M] True where a key takes part");
       f("key_lengths", key_lengths, "int [B] number of keys of each sequence");
-      f("bias", bias, "added to the scaled scores, broadcastable to [B,H,N,M]");
+      f("bias", bias, "[...] added to the scaled scores, broadcastable to [B,H,N,M]");
       f("dropout_keep", dropout_keep, "bool [B,H,N,M] the draw of dropout: True where a weight is kept");
     }
   };
@@ -82,8 +82,8 @@ assert out.shape == (2, 16, 32))"};
       f("x", x, "[B,N,E] sequence that asks");
       f("context", context, "[B,M,E] sequence that is attended to, default x");
       f("key_mask", key_mask, "bool [B,*] True where a key takes part");
-      f("mask", mask, "bool, broadcastable to [B,H,N,M], True where a key takes part");
-      f("score_bias", score_bias, "added to the scaled scores, broadcastable to [B,H,N,M]");
+      f("mask", mask, "bool [...] True where a key takes part, broadcastable to [B,H,N,M]");
+      f("score_bias", score_bias, "[...] added to the scaled scores, broadcastable to [B,H,N,M]");
     }
   };
   using Parameters = layers::Heads;

@@ -25,7 +25,7 @@ def answer(panel: Panel, tolerance: float) -> list[str]:
         return [f"{where}, nothing is faster than {dense}."]
     return [
         f"{where}, {fastest.name} is {_times(point)} faster than {dense}{_training(point)}.{_beginning(fastest, dense)}",
-        "These layers are trained and compute different things, so time and memory are compared here, not their outputs.",
+        "These layers learn different functions, so time and memory are compared here, not what they put out.",
     ]
 
 
@@ -72,7 +72,7 @@ def _training(point: Point) -> str:
     ratio = point.training.ratio if point.training else None
     if ratio is None:
         return ""
-    return f" ({1 / ratio:.1f} times in training)" if ratio < 1 else f" (but {ratio:.1f} times slower in training)"
+    return f" ({_number(1 / ratio)} times in training)" if ratio < 1 else f" (but {_number(ratio)} times slower in training)"
 
 
 def _beginning(result: Result, dense: str) -> str:
@@ -81,13 +81,16 @@ def _beginning(result: Result, dense: str) -> str:
     if crossing is None or crossing.kind == "never":
         return ""
     if crossing.kind == "always" or crossing.length is None:
-        return f" It is faster from N = {result.points[0].length} on, the shortest length measured."
+        return f" It is faster at every length measured, from N = {result.points[0].length} on."
     return f" Below N = {crossing.length} {dense} wins."
 
 
 def _times(point: Point) -> str:
-    times = 1 / _ratio(point)
-    return f"{times:.1f} times" if times < 10 else f"{times:.0f} times"
+    return f"{_number(1 / _ratio(point))} times"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def _percent(share: float) -> str:

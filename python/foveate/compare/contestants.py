@@ -27,6 +27,7 @@ class FormCard(Protocol):
     name: str
     class_name: str
     summary: str
+    has_parameters: bool
 
 
 class Card(Protocol):
@@ -90,6 +91,7 @@ class Contestant:
     make: Callable[[Mapping[str, Any]], Callable[..., Any]]
     card: Card | None  # None: torch's own
     form: str
+    trained: bool  # training would set its parameters
 
     def build(self, size: Size, dtype: torch.dtype) -> nn.Module:
         """A call of the sample's tensors that returns the output."""
@@ -120,6 +122,7 @@ SDPA = Contestant(
     make=lambda options: F.scaled_dot_product_attention,
     card=None,
     form="torch.nn.functional.scaled_dot_product_attention",
+    trained=False,
 )
 
 
@@ -172,7 +175,7 @@ def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
         module: nn.Module = getattr(foveate.nn, form.class_name)(**options)
         return module
 
-    return Contestant(row.label, row.kind, row.relation, row.baseline, row.options, make, card, form.name)
+    return Contestant(row.label, row.kind, row.relation, row.baseline, row.options, make, card, form.name, form.has_parameters)
 
 
 def _takers(cards: Sequence[Card], slugs: Sequence[str]) -> str:

@@ -180,6 +180,7 @@ def _result(contestant: Contestant, source: Source, lengths: Sequence[int], poin
         year=card.year if card else None,
         claimed_cost=card.cost if card else "O(N^2)",
         options=dict(contestant.options(source.at(lengths[-1]).size)),
+        untrained=contestant.trained,
         points=points,
         exponents=exponents,
         crossover=None if contestant.name == baseline else crossing,

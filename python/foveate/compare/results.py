@@ -42,6 +42,7 @@ class Result:
     year: int | None
     claimed_cost: str | None
     options: Mapping[str, Any]  # at the longest length
+    untrained: bool  # it has parameters, which are at their random start
     points: list[Point]
     exponents: Mapping[str, float | None]  # of "forward", "training" and "memory" against length
     crossover: Crossover | None  # None for the baseline

@@ -13,9 +13,9 @@ report.panels.forEach(showPanel);
 notes();
 
 function headline() {
-  const [first, ...others] = report.panels.flatMap((panel) => panel.answer);
+  const [first, ...others] = report.panels.filter((panel) => panel.answer.length).map((panel) => panel.answer[0]);
   document.getElementById("headline").textContent = first ?? "Nothing could be compared";
-  document.getElementById("more").append(...others.map((sentence) => make("p", {}, sentence)));
+  document.getElementById("more").append(...others.map((answer) => make("p", {}, answer)));
   const {machine, settings, versions} = report;
   const facts = {Processor: `${machine.processor} (${machine.instruction_set})`, Threads: machine.threads, Numbers: settings.dtype,
     Rounds: settings.rounds, Seed: settings.seed, Software: `foveate ${versions.foveate}, torch ${versions.torch}`,
@@ -33,7 +33,8 @@ function showPanel(panel) {
     result.colour = COLOURS[index % COLOURS.length];
     result.symbol = SYMBOLS[index % SYMBOLS.length];
   });
-  const body = make("section", {}, make("h2", {}, TITLES[panel.kind]), make("p", {class: "soft"}, `Input: ${panel.subject}, ${panel.description}.`));
+  const body = make("section", {}, make("h2", {}, TITLES[panel.kind]), make("p", {class: "soft"}, `Input: ${panel.subject}, ${panel.description}.`),
+    ...panel.answer.slice(1).map((sentence) => make("p", {class: "answer"}, sentence)));
   document.getElementById("panels").append(body);
   if (!measured.length) return;
 
@@ -47,6 +48,7 @@ function showPanel(panel) {
     figure(charts, "Time against length", "Median of one call. In the legend, how time grows with N over the longest lengths.", timeChart),
     figure(charts, "Memory against length", "Most memory held at once beyond the inputs during one call, output included.", memoryChart)];
   if (panel.results.some((result) => result.points.some((point) => point.error))) figures.push(
+    figure(charts, "Time as a share of exact attention", "Where a line falls below 1 the mechanism starts to pay. In the legend, that length.", ratioChart),
     figure(charts, "Error against time", "Relative distance from exact attention at the chosen N. Down and to the left is better.", errorChart));
   const draw = () => { table.replaceChildren(resultTable(panel, view, draw)); figures.forEach((show) => show(panel, view, draw)); };
   draw();
@@ -73,8 +75,7 @@ function columns(panel) {
   all.push(
     {head: "time\ngrows as", value: (r) => r.exponents.forward, show: (value) => power(value)},
     {head: `faster than\n${dense} from`, value: (r) => r.crossover && ({always: 0, never: 1e12}[r.crossover.kind] ?? r.crossover.length),
-      show: (value, r) => ({always: "every N", never: "–", measured: `N = ${r.crossover.length}`, extrapolated: `N ≈ ${r.crossover.length} (guess)`})[r.crossover.kind]},
-    {head: "claimed cost", value: (r) => r.claimed_cost, show: (value) => value});
+      show: (value, r) => fasterFrom(r)});
   return all;
 }
 
@@ -91,12 +92,16 @@ function resultTable(panel, view, draw) {
   });
   const cells = (result, point) => all.map((each, index) => {
     const value = each.value(result, point);
-    if (index === 0) return make("th", {scope: "row", title: `${result.form} ${JSON.stringify(result.options)}`}, chip(result), result.name,
-      ...(result.paper ? [" ", make("small", {}, `${result.paper}`)] : []));
+    if (index === 0) return make("th", {scope: "row", title: `${result.form} ${JSON.stringify(result.options)}`}, nameCell(result));
     return make("td", {}, ...(missing(value) ? [""] : [each.show(value, result, point)].flat()));
   });
   return make("table", {}, make("thead", {}, make("tr", {}, ...heads)),
     make("tbody", {}, ...rows.map(([result, point]) => make("tr", {class: result.base ? "baseline" : ""}, ...cells(result, point)))));
+}
+
+function nameCell(result) {
+  const origin = [result.paper && `arXiv ${result.paper}`, result.claimed_cost, result.untrained && "untrained"].filter(Boolean).join(" · ");
+  return make("div", {class: "name"}, chip(result), make("span", {}, result.name, make("br"), make("small", {}, origin)));
 }
 
 // --- charts ------------------------------------------------------------------------------------------------------------------
@@ -125,6 +130,14 @@ function timeChart(panel, view) {
 function memoryChart(panel, view) {
   const value = (point) => (view.mode === "training" ? point.training_bytes : point.forward_bytes) / 1e6;
   return lengthChart(panel, value, "memory in MB", "MB", (result) => view.mode === "forward" ? power(result.exponents.memory) : "");
+}
+
+function ratioChart(panel, view) {
+  const chart = lengthChart(panel, (point) => point[view.mode]?.ratio, "time / exact attention", "of exact attention",
+    (result) => result.base || view.mode === "training" ? "" : fasterFrom(result));
+  chart.layout.shapes = [{type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: {color: style("--ink"), width: 1, dash: "dash"}}];
+  chart.traces = chart.traces.filter((trace) => trace.name !== panel.baseline);
+  return chart;
 }
 
 function lengthChart(panel, value, title, unit, label) {
@@ -200,6 +213,8 @@ function notes() {
   const texts = ["Times are medians over rounds, ± half the distance between the quartiles; within a round all contestants run in turn in one process, in a new order each time, after a warm-up. " +
     "Ratios are medians of the ratios within rounds. Memory is the high-water mark of torch's CPU allocator. " +
     "Error is the Frobenius norm of the difference from exact attention in float64 over that of the exact output; the worst row is the worst single position. " +
+    "Layers marked untrained have parameters at their random start, which training would set: their error is that of dropping them in as they are. " +
+    "A length followed by a question mark lies beyond those measured, where the fitted lines meet. " +
     "Mechanisms that add positions or are trained to compute something else have no error."];
   report.panels.forEach((panel) => panel.dropped.forEach((each) => texts.push(`${each.name} at N = ${each.length} was not measured: ${each.why}.`)));
   if (report.not_compared.length) texts.push("Not compared: " + report.not_compared.map((each) => `${each.form} (${each.why})`).join(", ") + ".");
@@ -229,6 +244,11 @@ function chip(result) { return make("span", {class: "key", style: `background:${
 function ratio(value) {
   const text = value < 0.0995 ? value.toFixed(3) : value < 9.95 ? value.toFixed(2) : value.toFixed(0);
   return make("span", {class: `pill ${value < 0.95 ? "good" : value > 1.05 ? "bad" : ""}`}, `${text} ×`);
+}
+
+function fasterFrom(result) {
+  const {kind, length} = result.crossover;
+  return {always: "every N", never: "never", measured: `N = ${length}`, extrapolated: `N ≈ ${length}?`}[kind];
 }
 
 function power(value) {
