@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from foveate.compare.errors import UserError
 
@@ -20,15 +23,12 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Runs the command line. What the user can put right ends in one line and exit code 2; Ctrl-C in 130."""
+    """Runs the command line. What the user can put right ends in one line on stderr and exit code 2."""
     try:
         app()
     except UserError as problem:
         errors.print(f"foveate: {problem}", markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("foveate: stopped")
-        sys.exit(130)
 
 
 class Dtype(StrEnum):
@@ -85,7 +85,7 @@ def compare(
         memory_limit=memory_limit * 10**6 if memory_limit else None,
     )
     mechanisms = [slug.strip() for given in mechanism or () for slug in given.split(",") if slug.strip()] or None
-    with _progress() as progress:
+    with _interruptible(), _progress() as progress:
         reading = progress.add_task("reading the input", total=None)
         longest = max(wanted or inputs.LENGTHS)
         sources = [
@@ -97,7 +97,7 @@ def compare(
         task = progress.add_task("comparing", total=total_work(sources, settings, mechanisms))
         watcher = Watcher(
             advance=lambda done: progress.advance(task, done),
-            warn=lambda line: progress.console.print(f"foveate: {line}", markup=False, highlight=False, soft_wrap=True),
+            warn=lambda line: errors.print(f"foveate: {line}", markup=False),
         )
         comparison = run_compare(sources, settings, mechanisms, watcher)
     if not any(result.points for panel in comparison.report.panels for result in panel.results):
@@ -144,10 +144,18 @@ def _lengths(given: str | None) -> tuple[int, ...] | None:
     return lengths
 
 
-def _progress():  # type: ignore[no-untyped-def]
-    """A progress bar on stderr that vanishes when done."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends in one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("foveate: stopped, nothing was written")
+        raise typer.Exit(130) from None
 
+
+def _progress() -> Progress:
+    """A progress bar on stderr that vanishes when done; nothing where stderr is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -156,6 +164,11 @@ def _progress():  # type: ignore[no-untyped-def]
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,17 @@ Relation = Literal["exact", "approximate", "different"]
 Options = Callable[[Size], Mapping[str, Any]]
 
 
+class OptionCard(Protocol):
+    """What the catalogue says of one option."""
+
+    name: str
+    type: str
+    choices: Sequence[str]
+    has_default: bool
+    default: Any
+    doc: str
+
+
 class FormCard(Protocol):
     """What the catalogue says of one form."""
 
@@ -28,6 +39,7 @@ class FormCard(Protocol):
     class_name: str
     summary: str
     has_parameters: bool
+    options: Sequence[OptionCard]
 
 
 class Card(Protocol):
@@ -134,25 +146,25 @@ def load_catalogue() -> list[Card]:
 
 
 def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Contestant], list[tuple[str, str]]]:
-    """Contestants for these kinds of input (the baselines always take part), and forms left out, each with the reason."""
+    """Contestants for these kinds of input, the baseline of each kind with them, and forms left out, each with the reason."""
     cards = load_catalogue()
-    known = {card.slug for card in cards}
+    wanted = [card for card in cards if slugs is None or card.slug in slugs]
+    known = [card.slug for card in cards]
     for slug in slugs or ():
         if slug not in known:
             raise UserError(f"no mechanism called '{slug}'{nearest(slug, known)}; `foveate list` names them all")
-    present = list(dict.fromkeys(kinds))
-    chosen = [SDPA] if "qkv" in present else []
-    left_out: list[tuple[str, str]] = []
-    for card in cards:
-        for form in card.forms:
-            rows = [row for row in ROWS if row.form == form.name]
-            wanted = slugs is None or card.slug in slugs
-            chosen += [_contestant(row, card, form) for row in rows if row.kind in present and (wanted or row.baseline)]
-            if wanted and not rows:
-                left_out.append((form.name, "needs an input of its own"))
-    if slugs is not None and all(contestant.card is None or contestant.card.slug not in slugs for contestant in chosen):
-        raise UserError(f"none of {', '.join(slugs)} takes this input; {_takers(cards, slugs)}")
-    return chosen, left_out
+    every = [contestant for card in cards for contestant in contestants_of(card)]
+    chosen: list[Contestant] = []
+    for kind in dict.fromkeys(kinds):
+        of_kind = [each for each in every if each.kind == kind]
+        asked = [each for each in of_kind if each.card in wanted]
+        baseline = [SDPA] if kind == "qkv" else [each for each in of_kind if each.baseline]
+        if asked:
+            chosen += baseline + [each for each in asked if not each.baseline]
+    if not chosen:
+        raise UserError(f"none of {', '.join(slugs or known)} takes this input: {_takers(wanted)}")
+    rowless = [form.name for card in wanted for form in card.forms if not any(row.form == form.name for row in ROWS)]
+    return chosen, [(name, "needs an input of its own") for name in rowless]
 
 
 def find_card(slug: str) -> Card:
@@ -163,9 +175,9 @@ def find_card(slug: str) -> Card:
     return cards[slug]
 
 
-def contestants_of(card: Card, kind: Kind) -> list[Contestant]:
-    """The contestants of one mechanism that take this kind of input."""
-    return [_contestant(row, card, form) for form in card.forms for row in ROWS if row.form == form.name and row.kind == kind]
+def contestants_of(card: Card) -> list[Contestant]:
+    """The contestants of one mechanism."""
+    return [_contestant(row, card, form) for form in card.forms for row in ROWS if row.form == form.name]
 
 
 def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
@@ -178,10 +190,10 @@ def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
     return Contestant(row.label, row.kind, row.relation, row.baseline, row.options, make, card, form.name, form.has_parameters)
 
 
-def _takers(cards: Sequence[Card], slugs: Sequence[str]) -> str:
+def _takers(cards: Sequence[Card]) -> str:
     flags = {"qkv": "--text or --qkv", "set": "--text or --qkv", "map": "--image"}
-    kinds = {row.kind for card in cards if card.slug in slugs for form in card.forms for row in ROWS if row.form == form.name}
-    return f"try {' or '.join(sorted({flags[kind] for kind in kinds}))}" if kinds else "each needs an input of its own"
+    kinds = {flags[contestant.kind] for card in cards for contestant in contestants_of(card)}
+    return f"try {' or '.join(sorted(kinds))}" if kinds else "each needs an input of its own"
 
 
 def exact_output(sample: Sample) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 
 import torch
 
@@ -24,6 +23,8 @@ def compare(
     sources: Sequence[Source], settings: Settings, mechanisms: Sequence[str] | None = None, watcher: Watcher = Watcher()
 ) -> Comparison:
     """Compares mechanisms (their slugs; None: all that apply) on each source."""
+    import foveate
+
     contestants, left_out = choose([source.kind for source in sources], mechanisms)
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
@@ -32,7 +33,7 @@ def compare(
         report = Report(
             schema=SCHEMA,
             created=now(),
-            versions={"foveate": _version("foveate"), "torch": torch.__version__},
+            versions={"foveate": foveate.__version__, "torch": torch.__version__},
             machine=machine(),
             settings=asdict(settings),
             panels=panels,
@@ -71,10 +72,3 @@ def _map_sheet(sources: Sequence[Source], contestants: Sequence[Contestant], set
         brightest = brightest or [maps.brightest_of(head) for head in weights]
         pictures[contestant.name] = [maps.data_uri(maps.shades(head, top)) for head, top in zip(weights, brightest, strict=True)]
     return MapSheet(sample.size.length, pictures)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
