@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from foveate._catalog import Card, FormCard, catalog
 from foveate.compare import maps
-from foveate.compare.contestants import Card, Contestant, FormCard, contestants_of, find_card, load_catalogue
+from foveate.compare.contestants import Contestant, contestants_of, find_card
 from foveate.compare.errors import UserError
 from foveate.compare.inputs import Size
 from foveate.compare.report import write_whole
@@ -28,7 +29,7 @@ def mechanisms_table() -> Table:
     table = Table(title="Mechanisms of foveate", title_justify="left", title_style="bold")
     for heading in ("slug", "mechanism", "year", "family", "cost", "causal", "forms"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "year" else "left")
-    for card in sorted(load_catalogue(), key=lambda card: (card.family, card.year, card.slug)):
+    for card in sorted(catalog(), key=lambda card: (card.family, card.year, card.slug)):
         forms = "\n".join(form.class_name for form in card.forms)
         row = (card.slug, card.title, str(card.year), card.family, card.cost, card.causality, forms)
         table.add_row(*(Text(cell) for cell in row))
@@ -39,7 +40,8 @@ def mechanisms_json() -> list[dict[str, Any]]:
     """The same as plain data."""
     names = ("slug", "title", "paper", "year", "family", "cost", "causality", "equation")
     return [
-        {name: getattr(card, name) for name in names} | {"forms": [form.name for form in card.forms]} for card in load_catalogue()
+        {name: getattr(card, name) for name in names} | {"forms": [form.name for form in card.forms]}
+        for card in catalog()
     ]
 
 
@@ -60,7 +62,9 @@ def show_mechanism(slug: str, out: Path | None, seed: int, console: Console) -> 
         write_whole(out, maps.png(indices, PNG_ENLARGED))
         console.print(f"wrote {out}", markup=False)
         return
-    console.print(f"Who reads whom, {takers[0].name}: {POSITIONS} queries (rows) by {POSITIONS} keys (columns) of an example sequence")
+    console.print(
+        f"Who reads whom, {takers[0].name}: {POSITIONS} queries (rows) by {POSITIONS} keys of an example sequence"
+    )
     for line in colour_lines(indices) if console.color_system else shade_lines(indices):
         console.print(line, soft_wrap=True)
 
@@ -74,7 +78,7 @@ def example_map(contestant: Contestant, seed: int) -> Tensor:
 
 
 def example_sequence() -> Tensor:
-    """A sequence [1,H,N,D] in which neighbours are alike and two passages return later, so that structure shows in a map."""
+    """A sequence [1,H,N,D] in which neighbours are alike and the first half returns, so that a map shows structure."""
     time = torch.arange(POSITIONS).float()[:, None]
     theme = time % (POSITIONS / 2)
     rates = torch.logspace(math.log10(0.05), math.log10(0.6), WIDTH // 2)
@@ -97,7 +101,7 @@ def colour_lines(indices: Tensor) -> list[Text]:
 
 def shade_lines(indices: Tensor) -> list[Text]:
     """The same without colours: five shades, each the mean of two rows."""
-    strength = (indices.float() - maps.ZERO).abs().div(128).unflatten(0, (-1, 2)).mean(1)
+    strength = (indices.float() - maps.ZERO).abs().div(128).reshape(-1, 2, indices.shape[1]).mean(1)
     levels: list[list[int]] = (strength * len(SHADES)).long().clamp(max=len(SHADES) - 1).tolist()
     return [Text("".join(SHADES[level] for level in row)) for row in levels]
 

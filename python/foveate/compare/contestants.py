@@ -1,6 +1,7 @@
 """Who takes part: one row per contestant. A later mechanism adds one row to ROWS.
 
-A row names a form of the catalogue, the input it takes and its options for a given size; a mechanism may have several rows.
+A row names a form of the catalogue, the input it takes and its options for a given size. A mechanism may have several
+rows.
 """
 
 from __future__ import annotations
@@ -8,52 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import nn as layers
+from foveate._catalog import Card, FormCard, catalog
 from foveate.compare.errors import UserError, nearest
 from foveate.compare.inputs import Kind, Sample, Size
 
 Relation = Literal["exact", "approximate", "different"]
 Options = Callable[[Size], Mapping[str, Any]]
-
-
-class OptionCard(Protocol):
-    """What the catalogue says of one option."""
-
-    name: str
-    type: str
-    choices: Sequence[str]
-    has_default: bool
-    default: Any
-    doc: str
-
-
-class FormCard(Protocol):
-    """What the catalogue says of one form."""
-
-    name: str
-    class_name: str
-    summary: str
-    has_parameters: bool
-    options: Sequence[OptionCard]
-
-
-class Card(Protocol):
-    """What the catalogue says of one mechanism."""
-
-    slug: str
-    title: str
-    paper: str
-    year: int
-    family: str
-    cost: str
-    causality: str
-    equation: str
-    forms: Sequence[FormCard]
 
 
 @dataclass(frozen=True)
@@ -138,16 +106,9 @@ SDPA = Contestant(
 )
 
 
-def load_catalogue() -> list[Card]:
-    """Cards of every mechanism in the library."""
-    import foveate
-
-    return list(foveate.catalog())
-
-
 def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Contestant], list[tuple[str, str]]]:
-    """Contestants for these kinds of input, the baseline of each kind with them, and forms left out, each with the reason."""
-    cards = load_catalogue()
+    """Contestants for these kinds of input, with the baseline of each kind, and forms left out, each with the reason."""
+    cards = catalog()
     wanted = [card for card in cards if slugs is None or card.slug in slugs]
     known = [card.slug for card in cards]
     for slug in slugs or ():
@@ -169,7 +130,7 @@ def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Con
 
 def find_card(slug: str) -> Card:
     """The card of a mechanism."""
-    cards = {card.slug: card for card in load_catalogue()}
+    cards = {card.slug: card for card in catalog()}
     if slug not in cards:
         raise UserError(f"no mechanism called '{slug}'{nearest(slug, cards)}; `foveate list` names them all")
     return cards[slug]
@@ -182,12 +143,12 @@ def contestants_of(card: Card) -> list[Contestant]:
 
 def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
     def make(options: Mapping[str, Any]) -> nn.Module:
-        import foveate
-
-        module: nn.Module = getattr(foveate.nn, form.class_name)(**options)
+        module: nn.Module = getattr(layers, form.class_name)(**options)
         return module
 
-    return Contestant(row.label, row.kind, row.relation, row.baseline, row.options, make, card, form.name, form.has_parameters)
+    return Contestant(
+        row.label, row.kind, row.relation, row.baseline, row.options, make, card, form.name, form.has_parameters
+    )
 
 
 def _takers(cards: Sequence[Card]) -> str:

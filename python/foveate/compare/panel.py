@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -87,7 +90,8 @@ def _prepare(
         with torch.no_grad():
             torch.manual_seed(settings.seed)
             output = call(*sample.tensors)
-        error = measure.error_against(exact, output) if exact is not None and contestant.relation != "different" else None
+        judged = exact if contestant.relation != "different" else None
+        error = None if judged is None else measure.error_against(judged, output)
         calls: dict[Mode, measure.Call] = {"forward": _forward_call(call, sample)}
         if settings.backward:
             calls["training"] = _training_call(contestant, sample, output, settings)
@@ -104,12 +108,10 @@ def _timed(
 ) -> dict[str, Point]:
     """Points of the contestants that are ready, timed in turn."""
     times: dict[Mode, dict[str, measure.Time]] = {}
+    advance = functools.partial(watcher.advance, share / (settings.rounds + 1) / len(settings.modes))
     for mode in settings.modes:
         calls = {each.contestant.name: each.calls[mode] for each in ready}
-        step = share / (settings.rounds + 1) / len(settings.modes)
-        times[mode] = measure.interleaved_times(
-            calls, baseline, settings.rounds, settings.seed, on_sample=lambda step=step: watcher.advance(step)  # type: ignore[misc]
-        )
+        times[mode] = measure.interleaved_times(calls, baseline, settings.rounds, settings.seed, advance)
     return {
         each.contestant.name: Point(
             length,
@@ -161,16 +163,17 @@ def _training_call(contestant: Contestant, sample: Sample, output: Tensor, setti
     return train
 
 
-def _result(contestant: Contestant, source: Source, lengths: Sequence[int], points: list[Point], baseline: str) -> Result:
+def _result(
+    contestant: Contestant, source: Source, lengths: Sequence[int], points: list[Point], baseline: str
+) -> Result:
     card = contestant.card
     measured = [point.length for point in points]
-    exponents = {
-        "forward": analysis.fitted_exponent(measured, [point.forward.median_ms for point in points]),
-        "training": analysis.fitted_exponent(measured, [point.training.median_ms if point.training else 0.0 for point in points]),
-        "memory": analysis.fitted_exponent(measured, [point.forward_bytes for point in points]),
+    costs = {
+        "forward": [point.forward.median_ms for point in points],
+        "training": [point.training.median_ms if point.training else 0.0 for point in points],
+        "memory": [float(point.forward_bytes) for point in points],
     }
-    compared = [point for point in points if point.forward.ratio is not None]
-    crossing = analysis.crossover([point.length for point in compared], [point.forward.ratio or 1.0 for point in compared])
+    ratios = {point.length: point.forward.ratio for point in points if point.forward.ratio is not None}
     return Result(
         name=contestant.name,
         slug=card.slug if card else None,
@@ -182,14 +185,14 @@ def _result(contestant: Contestant, source: Source, lengths: Sequence[int], poin
         options=dict(contestant.options(source.at(lengths[-1]).size)),
         untrained=contestant.trained,
         points=points,
-        exponents=exponents,
-        crossover=None if contestant.name == baseline else crossing,
+        exponents={name: analysis.fitted_exponent(measured, values) for name, values in costs.items()},
+        crossover=None if contestant.name == baseline else analysis.crossover(list(ratios), list(ratios.values())),
     )
 
 
 def _length_work(length: int, contestants: int, settings: Settings) -> float:
     """Time grows faster than length for the dense contestants and like it for the others; so does this."""
-    return float(length) ** 1.5 * contestants * len(settings.modes)
+    return length * math.sqrt(length) * contestants * len(settings.modes)
 
 
 def _allowed_bytes(settings: Settings) -> int:

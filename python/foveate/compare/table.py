@@ -29,7 +29,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def exponent_text(value: float | None) -> str:
-    """"N^1.02"."""
+    """As in N^1.02."""
     return "" if value is None else f"N^{value:.2f}"
 
 
@@ -47,7 +47,7 @@ def crossover_text(result: Result) -> str:
 
 
 def bytes_text(size: int | None) -> str:
-    """"3.2 MB"."""
+    """As in 3.2 MB."""
     if size is None:
         return ""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
@@ -93,10 +93,9 @@ def _columns(panel: Panel, spread: bool) -> list[tuple[str, Cell]]:
     columns.append(("memory\n", lambda result, point: bytes_text(point.training_bytes or point.forward_bytes)))
     if any(point.error for point in points):
         columns.append(("error\n", lambda result, point: _error_text(point.error)))
-    return columns + [
-        ("time\ngrows as", lambda result, point: exponent_text(result.exponents["forward"])),
-        ("faster\nfrom N", lambda result, point: crossover_text(result)),
-    ]
+    columns.append(("time\ngrows as", lambda result, point: exponent_text(result.exponents["forward"])))
+    columns.append(("faster\nfrom N", lambda result, point: crossover_text(result)))
+    return columns
 
 
 def _time_text(time: Time | None, spread: bool) -> str:
