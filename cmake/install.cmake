@@ -3,12 +3,11 @@ include(CMakePackageConfigHelpers)
 set(FOVEATE_PACKAGE_DIR share/cmake/foveate)
 
 if(SKBUILD)
-  # In site-packages torch is a neighbour; it is loaded first anyway.
+  # In site-packages torch is a neighbour. A wheel holds no links, so the library is one file without versioned names.
   set_target_properties(foveate PROPERTIES INSTALL_RPATH "$ORIGIN/../../torch/lib")
-  # A wheel holds no links: the library is one file.
-  set_target_properties(foveate PROPERTIES SOVERSION "" VERSION "" NO_SONAME FALSE)
 else()
-  set_target_properties(foveate PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+  set_target_properties(foveate PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON VERSION ${PROJECT_VERSION}
+                                           SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 endif()
 
 # Headers are installed from the sources, since build/include holds links.

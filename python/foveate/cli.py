@@ -52,29 +52,19 @@ def compare(
         list[str] | None,
         typer.Option("--mechanism", "--mechanisms", "-m", help="Slugs, repeated or with commas. [default: all]"),
     ] = None,
-    lengths: Annotated[
-        str | None, typer.Option(help="Lengths N, with commas. [default: 256,512,1024,2048,4096]")
-    ] = None,
+    lengths: Annotated[str | None, typer.Option(help="Lengths N, with commas. [default: 256,512,1024,2048,4096]")] = None,
     layer: Annotated[int, typer.Option(help="Layer of MiniLM whose q, k and v are taken, 0 to 5.")] = 3,
     dtype: Annotated[Dtype, typer.Option(help="Number type of the inputs and parameters.")] = Dtype.float32,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. [default: torch's choice]")] = None,
     backward: Annotated[bool, typer.Option("--backward", help="Measure forward and backward together, too.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurement; medians are over these.")] = 7,
-    tolerance: Annotated[
-        float, typer.Option(min=0.0, help="Relative error up to which an approximation may stand in.")
-    ] = 0.1,
-    memory_limit: Annotated[
-        int | None, typer.Option(min=1, metavar="MB", help="Skip what needs more. [default: what is free]")
-    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Relative error up to which an approximation may stand in.")] = 0.1,
+    memory_limit: Annotated[int | None, typer.Option(min=1, metavar="MB", help="Skip what needs more. [default: what is free]")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", "--small", help="Two short lengths, three rounds.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the two reports.")] = Path("."),
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Where to write the numbers. [default: report.json]")
-    ] = None,
-    report_file: Annotated[
-        Path | None, typer.Option("--report", help="Where to write the page. [default: report.html]")
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers. [default: report.json]")] = None,
+    report_file: Annotated[Path | None, typer.Option("--report", help="Where to write the page. [default: report.html]")] = None,
 ) -> None:
     """Measures every mechanism that takes your input beside exact attention: time, memory, error, and where it pays.
 
@@ -106,7 +96,11 @@ def compare(
             *(inputs.text_sources(text, layer, longest) if text else ()),
             *(inputs.file_sources(qkv) if qkv else ()),
             *([inputs.photo_source(image)] if image else ()),
-        ] or inputs.default_sources(layer, longest)
+        ]
+        if not sources:
+            sources = inputs.default_sources(layer, longest)
+            if not any(source.kind == "qkv" for source in sources):
+                errors.print('foveate: comparing on a photo only; for a text: pip install "foveate\\[text]"')
         progress.remove_task(reading)
         task = progress.add_task("comparing", total=total_work(sources, settings, mechanisms))
         watcher = Watcher(

@@ -39,10 +39,7 @@ def mechanisms_table() -> Table:
 def mechanisms_json() -> list[dict[str, Any]]:
     """The same as plain data."""
     names = ("slug", "title", "paper", "year", "family", "cost", "causality", "equation")
-    return [
-        {name: getattr(card, name) for name in names} | {"forms": [form.name for form in card.forms]}
-        for card in catalog()
-    ]
+    return [{name: getattr(card, name) for name in names} | {"forms": [form.name for form in card.forms]} for card in catalog()]
 
 
 def show_mechanism(slug: str, out: Path | None, seed: int, console: Console) -> None:
@@ -62,9 +59,7 @@ def show_mechanism(slug: str, out: Path | None, seed: int, console: Console) -> 
         write_whole(out, maps.png(indices, PNG_ENLARGED))
         console.print(f"wrote {out}", markup=False)
         return
-    console.print(
-        f"Who reads whom, {takers[0].name}: {POSITIONS} queries (rows) by {POSITIONS} keys of an example sequence"
-    )
+    console.print(f"Who reads whom, {takers[0].name}: {POSITIONS} queries (rows) by {POSITIONS} keys of an example sequence")
     for line in colour_lines(indices) if console.color_system else shade_lines(indices):
         console.print(line, soft_wrap=True)
 

@@ -11,9 +11,7 @@ FASTER = 0.95  # a ratio below this counts as faster; closer ones are a tie
 def answer(panel: Panel, tolerance: float) -> list[str]:
     """Sentences on the longest length measured; empty if nothing but the baseline was."""
     length = max((point.length for result in panel.results for point in result.points), default=0)
-    measured = [
-        (result, point) for result in panel.results if (point := result.at(length)) and point.forward.ratio is not None
-    ]
+    measured = [(result, point) for result in panel.results if (point := result.at(length)) and point.forward.ratio is not None]
     rivals = [(result, point) for result, point in measured if result.name != panel.baseline]
     if not rivals:
         return []
@@ -26,8 +24,7 @@ def answer(panel: Panel, tolerance: float) -> list[str]:
     if _ratio(point) >= FASTER:
         return [f"{where}, nothing is faster than {dense}."]
     return [
-        f"{where}, {fastest.name} is {_times(point)} faster than {dense}{_training(point)}."
-        f"{_beginning(fastest, dense)}",
+        f"{where}, {fastest.name} is {_times(point)} faster than {dense}{_training(point)}.{_beginning(fastest, dense)}",
         "These layers learn different functions, so time and memory are compared here, not what they put out.",
     ]
 
@@ -56,14 +53,13 @@ def _attention_answer(rivals: list[Rival], where: str, tolerance: float) -> list
         fastest, point = faster[0]
         sentences.append(
             f"If the model can be trained with it, {fastest.name} is the fastest: {_times(point)} faster "
-            f"than exact attention{_training(point)}, though dropped in untrained it is off by {_percent(_error(point))}."
+            f"than exact attention{_training(point)}, though dropped in untrained "
+            f"it is off by {_percent(_error(point))}."
             f"{_beginning(fastest, 'exact attention')}"
         )
     for result, point in rivals:
         if result.relation == "exact" and _ratio(point) < FASTER:
-            sentences.append(
-                f"{result.name} gives the same result as torch's and is {_times(point)} faster{_training(point)}."
-            )
+            sentences.append(f"{result.name} gives the same result as torch's and is {_times(point)} faster{_training(point)}.")
     return sentences
 
 

@@ -107,7 +107,7 @@ SDPA = Contestant(
 
 
 def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Contestant], list[tuple[str, str]]]:
-    """Contestants for these kinds of input, with the baseline of each kind, and forms left out, each with the reason."""
+    """Contestants for these kinds of input, with the baseline of each kind; and forms left out, with the reason."""
     cards = catalog()
     wanted = [card for card in cards if slugs is None or card.slug in slugs]
     known = [card.slug for card in cards]
@@ -146,9 +146,7 @@ def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
         module: nn.Module = getattr(layers, form.class_name)(**options)
         return module
 
-    return Contestant(
-        row.label, row.kind, row.relation, row.baseline, row.options, make, card, form.name, form.has_parameters
-    )
+    return Contestant(row.label, row.kind, row.relation, row.baseline, row.options, make, card, form.name, form.has_parameters)
 
 
 def _takers(cards: Sequence[Card]) -> str:

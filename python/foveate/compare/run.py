@@ -21,9 +21,7 @@ SILENT = Watcher()
 MAP_HEADS = 12
 
 
-def compare(
-    sources: Sequence[Source], settings: Settings, mechanisms: Sequence[str] | None = None, watcher: Watcher = SILENT
-) -> Comparison:
+def compare(sources: Sequence[Source], settings: Settings, mechanisms: Sequence[str] | None = None, watcher: Watcher = SILENT) -> Comparison:
     """Compares mechanisms (their slugs; None: all that apply) on each source."""
     contestants, left_out = choose([source.kind for source in sources], mechanisms)
     threads = torch.get_num_threads()
