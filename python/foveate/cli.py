@@ -100,7 +100,7 @@ def compare(
         if not sources:
             sources = inputs.default_sources(layer, longest)
             if not any(source.kind == "qkv" for source in sources):
-                errors.print('foveate: comparing on a photo only; for a text: pip install "foveate\\[text]"')
+                errors.print('foveate: comparing on a photo only; for a text: pip install "foveate[text]"', markup=False)
         progress.remove_task(reading)
         task = progress.add_task("comparing", total=total_work(sources, settings, mechanisms))
         watcher = Watcher(

@@ -37,7 +37,7 @@ class Row:
 
 
 ROWS: tuple[Row, ...] = (
-    Row("scaled_dot_product_attention", "Exact attention (foveate)", "qkv", "exact"),
+    Row("attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("shaw_attention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
     Row("t5_attention", "T5 relative bias", "qkv", "different", lambda size: {"heads": size.heads}),
     Row("alibi_attention", "ALiBi", "qkv", "different", lambda size: {"heads": size.heads}),

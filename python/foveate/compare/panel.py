@@ -59,7 +59,7 @@ def run_panel(source: Source, contestants: Sequence[Contestant], settings: Setti
         for contestant in contestants:
             try:
                 ready.append(_prepare(contestant, sample, exact, memory[contestant.name], settings))
-            except _Refused as refused:
+            except _RefusedError as refused:
                 dropped.append(Dropped(contestant.name, sample.size.length, str(refused)))
                 watcher.warn(f"{contestant.name} at N = {sample.size.length} left out: {refused}")
                 watcher.advance(share)
@@ -73,7 +73,7 @@ def run_panel(source: Source, contestants: Sequence[Contestant], settings: Setti
     return dataclasses.replace(panel, answer=answer(panel, settings.tolerance))
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Why a contestant is not measured at a length."""
 
 
@@ -82,7 +82,7 @@ def _prepare(contestant: Contestant, sample: Sample, exact: Tensor | None, memor
     length = sample.size.length
     needed, allowed = measure.predicted_bytes(memory, length), _allowed_bytes(settings)
     if needed > allowed:
-        raise _Refused(f"too little memory: about {_gigabytes(needed)} needed, {_gigabytes(allowed)} to be had")
+        raise _RefusedError(f"too little memory: about {_gigabytes(needed)} needed, {_gigabytes(allowed)} to be had")
     try:
         call = _built(contestant, sample, settings)
         with torch.no_grad():
@@ -96,7 +96,7 @@ def _prepare(contestant: Contestant, sample: Sample, exact: Tensor | None, memor
         del output
         taken = {mode: measure.peak_extra_bytes(timed) for mode, timed in calls.items()}
     except (RuntimeError, ValueError, TypeError, MemoryError, NotImplementedError) as problem:
-        raise _Refused(_one_line(problem)) from None
+        raise _RefusedError(_one_line(problem)) from None
     memory.append((length, max(taken.values())))
     return _Ready(contestant, calls, taken, error)
 
@@ -127,7 +127,7 @@ def _probed_memory(contestant: Contestant, source: Source, shortest: int, settin
     for length in PROBED_LENGTHS if shortest > 2 * PROBED_LENGTHS[-1] else ():
         try:
             _prepare(contestant, source.at(length).to(DTYPES[settings.dtype]), None, known, settings)
-        except _Refused:
+        except _RefusedError:
             return known
     return known
 

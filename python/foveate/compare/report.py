@@ -28,7 +28,7 @@ def write_html(comparison: Comparison, path: Path) -> None:
 
 def page(comparison: Comparison) -> str:
     """The text of the page."""
-    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+    from plotly.offline import get_plotlyjs
 
     report = comparison.report
     answers = [panel.answer[0] for panel in report.panels if panel.answer]
