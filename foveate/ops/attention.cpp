@@ -1,5 +1,6 @@
 #include <foveate/attention.h>
 
+#include <foveate/attention_cpu.h>
 #include <foveate/attention_formula.h>
 #include <foveate/op.h>
 
@@ -22,7 +23,7 @@ FOVEATE_OP(attention,
            "_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? key_mask, Tensor? bias, Tensor? slopes, Tensor? table, "
            "Tensor? rows, Tensor? row_query, Tensor? value_rows, Tensor? dropout_keep, SymInt offset, SymInt origin, int? window, "
            "bool causal, float scale, float dropout) -> (Tensor out, Tensor lse)",
-           {.formula = &attention_formula, .meta = &attention_meta})
+           {.formula = &attention_formula, .meta = &attention_meta, .cpu = &attention_cpu, .cpu_backward = &attention_backward_cpu})
 
 void check_qkv(const char* op, const Tensor& q, const Tensor& k, const Tensor& v) {
   TORCH_CHECK_VALUE(q.dim() == 4, op, ": q must be [B,H,N,D], got ", q.sym_sizes());

@@ -31,32 +31,62 @@ class Row:
     form: str  # name in the catalogue
     label: str
     kind: Kind
-    relation: Relation  # to exact attention; only an exact or approximate one has an error
+    relation: Relation  # to exact attention; one that computes something different has no error
     options: Options = lambda size: {}
     baseline: bool = False
+
+
+def _heads(size: Size) -> Mapping[str, Any]:
+    return {"heads": size.heads}
+
+
+def _layer(size: Size) -> Mapping[str, Any]:
+    return {"embed_dim": size.width, "num_heads": size.heads}
+
+
+def _channels(size: Size) -> Mapping[str, Any]:
+    return {"channels": size.width}
 
 
 ROWS: tuple[Row, ...] = (
     Row("attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("shaw_attention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
-    Row("t5_attention", "T5 relative bias", "qkv", "different", lambda size: {"heads": size.heads}),
-    Row("alibi_attention", "ALiBi", "qkv", "different", lambda size: {"heads": size.heads}),
+    Row("t5_attention", "T5 relative bias", "qkv", "different", _heads),
+    Row("alibi_attention", "ALiBi", "qkv", "different", _heads),
     Row("rotary_attention", "Rotary positions", "qkv", "different"),
     Row("xlnet_attention", "XLNet relative positions", "qkv", "different"),
     Row("transformer_xl_attention", "Transformer-XL", "qkv", "different"),
     Row("efficient_attention", "Efficient Attention", "qkv", "approximate"),
     Row("linear_transformer_attention", "Linear Transformer", "qkv", "approximate"),
-    Row("linformer_attention", "Linformer", "qkv", "approximate", lambda size: {"length": size.length, "rank": 256}),
-    Row("sparse_transformer_attention", "Sparse Transformer, strided", "qkv", "approximate"),
-    Row("smyrf_attention", "SMYRF", "qkv", "approximate"),
-    Row("non_local_block", "Non-local block", "map", "exact", baseline=True),
-    Row("efficient_attention_block", "Efficient Attention block", "map", "different"),
-    Row("cbam", "CBAM", "map", "different"),
-    Row("bam", "BAM", "map", "different"),
-    Row("sab", "SAB (every pair)", "set", "exact", baseline=True),
-    Row("isab", "ISAB", "set", "different"),
-    Row("pma", "PMA", "set", "different"),
+    Row("linformer_attention", "Linformer, learned, rank 128", "qkv", "approximate", lambda size: _linformer(size, "linear")),
+    Row("linformer_attention", "Linformer, mean pooling, rank 128", "qkv", "approximate", lambda size: _linformer(size, "mean")),
+    Row("sparse_transformer_attention", "Sparse Transformer, strided", "qkv", "approximate", lambda size: _sparse(size, "strided")),
+    Row("sparse_transformer_attention", "Sparse Transformer, fixed", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
+    Row("smyrf_attention", "SMYRF, 4 rounds of 64", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
+    Row("smyrf_attention", "SMYRF, 8 rounds of 128", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
+    Row("multihead_attention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
+    Row("sab", "Set attention block (SAB)", "vectors", "different", _layer),
+    Row("isab", "Induced set attention block (ISAB)", "vectors", "different", _layer),
+    Row("pma", "Pooling by attention (PMA)", "vectors", "different", _layer),
+    Row("non_local_block", "Non-local block", "map", "exact", _channels, baseline=True),
+    Row("efficient_attention_block", "Efficient Attention block", "map", "different", _channels),
+    Row("cbam", "CBAM", "map", "different", _channels),
+    Row("bam", "BAM", "map", "different", _channels),
 )
+
+
+def _linformer(size: Size, kind: str) -> Mapping[str, Any]:
+    return {"length": size.length, "rank": min(128, size.length), "kind": kind}
+
+
+def _sparse(size: Size, pattern: str) -> Mapping[str, Any]:
+    """The stride is about the root of the length, as in the paper."""
+    return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
+
+
+def _smyrf(size: Size, rounds: int, cluster: int) -> Mapping[str, Any]:
+    cluster = min(cluster, size.length)
+    return {"n_hashes": rounds, "q_cluster_size": cluster, "k_cluster_size": cluster}
 
 
 @dataclass(frozen=True)
@@ -71,7 +101,7 @@ class Contestant:
     make: Callable[[Mapping[str, Any]], Callable[..., Any]]
     card: Card | None  # None: torch's own
     form: str
-    trained: bool  # training would set its parameters
+    untrained: bool  # it has parameters, which are at their random start
 
     def build(self, size: Size, dtype: torch.dtype) -> nn.Module:
         """A call of the sample's tensors that returns the output."""
@@ -102,7 +132,7 @@ SDPA = Contestant(
     make=lambda options: F.scaled_dot_product_attention,
     card=None,
     form="torch.nn.functional.scaled_dot_product_attention",
-    trained=False,
+    untrained=False,
 )
 
 
@@ -142,15 +172,28 @@ def contestants_of(card: Card) -> list[Contestant]:
 
 
 def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
+    # All are compared seeing both ways, as a text encoder does.
+    both_ways = {"causal": False} if any(option.name == "causal" for option in form.options) else {}
+
     def make(options: Mapping[str, Any]) -> nn.Module:
         module: nn.Module = getattr(layers, form.class_name)(**options)
         return module
 
-    return Contestant(row.label, row.kind, row.relation, row.baseline, row.options, make, card, form.name, form.has_parameters)
+    return Contestant(
+        name=row.label,
+        kind=row.kind,
+        relation=row.relation,
+        baseline=row.baseline,
+        options=lambda size: {**both_ways, **row.options(size)},
+        make=make,
+        card=card,
+        form=form.name,
+        untrained=form.has_parameters,
+    )
 
 
 def _takers(cards: Sequence[Card]) -> str:
-    flags = {"qkv": "--text or --qkv", "set": "--text or --qkv", "map": "--image"}
+    flags = {"qkv": "--text or --qkv", "vectors": "--text or --qkv", "map": "--image"}
     kinds = {flags[contestant.kind] for card in cards for contestant in contestants_of(card)}
     return f"try {' or '.join(sorted(kinds))}" if kinds else "each needs an input of its own"
 

@@ -177,7 +177,7 @@ def _result(contestant: Contestant, source: Source, lengths: Sequence[int], poin
         year=card.year if card else None,
         claimed_cost=card.cost if card else "O(N^2)",
         options=dict(contestant.options(source.at(lengths[-1]).size)),
-        untrained=contestant.trained,
+        untrained=contestant.untrained,
         points=points,
         exponents={name: analysis.fitted_exponent(measured, values) for name, values in costs.items()},
         crossover=None if contestant.name == baseline else analysis.crossover(list(ratios), list(ratios.values())),
