@@ -19,7 +19,7 @@ def _block(*axes: str, name: str = "", smallest: int = 2, **options: Any) -> Cas
     sizes = {"B": 2, "T": 3, "L": 7, "H": 4, "W": 5}
     return Case(
         "non_local_block", {n: sizes[n] for n in ("B", *axes)}, {"in_channels": 6, "dimension": len(axes), **options}, make=_map(*axes),
-        length=axes, smallest=smallest, gradcheck={"B": 1}, name=name or f"{len(axes)}d",
+        length=axes, smallest=smallest, exported_from=2 * smallest, gradcheck={"B": 1}, name=name or f"{len(axes)}d",
     )  # fmt: skip
 
 

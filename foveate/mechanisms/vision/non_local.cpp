@@ -52,7 +52,7 @@ Tensor attend(NonLocalMode mode, const Tensor& q, const Tensor& k, const Tensor&
 /// Maxima over windows of two along every axis of the map but time; an odd edge is dropped.
 Tensor halve(const Tensor& x) {
   switch (x.dim() - 2) {
-    case 1: return at::max_pool1d(x, 2);
+    case 1: return at::max_pool2d(x.unsqueeze(2), {1, 2}).squeeze(2);  // max_pool1d refuses symbolic lengths
     case 2: return at::max_pool2d(x, {2, 2});
     default: return at::max_pool3d(x, {1, 2, 2});
   }

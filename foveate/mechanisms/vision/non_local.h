@@ -20,7 +20,7 @@ enum class PoolPosition { after, before };
 template <> inline constexpr auto names<PoolPosition> = std::array<std::string_view, 2>{"after", "before"};
 
 /// The bare function: every position reads every other by one of four similarities.
-struct NonLocalAttention {
+struct FOVEATE_API NonLocalAttention {
   static constexpr Form form{.card = &non_local, .summary = "the non-local operation on given q, k, v", .returns = "[B,H,N,Dv] attended values",
                              .example = R"(q = k = v = torch.randn(2, 1, 16, 8)
 out = foveate.non_local_attention(q, k, v, mode="concatenation", pair_weight=torch.randn(16))
@@ -51,7 +51,7 @@ assert out.shape == (2, 1, 16, 8) and torch.allclose(weights.sum(-1), torch.ones
 };
 
 /// The block as it is put into a network: 1x1 maps, attention over all positions, 1x1 map back, batch normalisation, residual.
-struct NonLocalBlock {
+struct FOVEATE_API NonLocalBlock {
   static constexpr Form form{.card = &non_local, .summary = "non-local block for maps of one to three dimensions", .returns = "[...] map of the shape of x",
                              .example = R"(block = foveate.nn.NonLocalBlock(in_channels=8, dimension=2)
 x = torch.randn(2, 8, 6, 7)
