@@ -90,7 +90,7 @@ def test_exported_with_a_dynamic_length(case: Case) -> None:
     lengths = {letter: case.sizes[letter] for letter in case.length if letter in case.sizes}
     longer = case.inputs({letter: length + 3 for letter, length in lengths.items()})
     # Letters of one size in the case are one length: N = M of self-attention.
-    dims = {size: torch.export.Dim(f"length_{size}", min=2, max=4096) for size in lengths.values()}
+    dims = {size: torch.export.Dim(f"length_{size}", min=case.exported_from, max=4096) for size in lengths.values()}
     shapes: dict[str, dict[int, Any] | None] = {field.name: None for field in case.card.inputs}
     for name, x in inputs.items():
         axes = [i for i, (a, b) in enumerate(zip(x.shape, longer[name].shape, strict=True)) if a != b]
