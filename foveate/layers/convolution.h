@@ -4,7 +4,7 @@
 
 namespace foveate::layers {
 
-struct Convolution {
+struct FOVEATE_API Convolution {
   Tensor weight;          // [out, in, taps...]
   optional<Tensor> bias;  // [out]
 

@@ -6,7 +6,7 @@ namespace foveate::layers {
 
 enum class Activation { relu, gelu, quick_gelu };
 
-struct FeedForward {
+struct FOVEATE_API FeedForward {
   Linear up, down;
 
   void fields(auto&& f) {

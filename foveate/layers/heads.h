@@ -4,7 +4,7 @@
 
 namespace foveate::layers {
 
-struct Heads {
+struct FOVEATE_API Heads {
   Linear query, key, value, out;
 
   void fields(auto&& f) {

@@ -4,7 +4,7 @@
 
 namespace foveate::layers {
 
-struct Linear {
+struct FOVEATE_API Linear {
   Tensor weight;          // [out,in]
   optional<Tensor> bias;  // [out]
 

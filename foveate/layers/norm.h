@@ -5,7 +5,7 @@
 namespace foveate::layers {
 
 /// y = (x - mean) / sqrt(var + eps) * weight + bias over the last dimension.
-struct LayerNorm {
+struct FOVEATE_API LayerNorm {
   Tensor weight;  // [E]
   Tensor bias;    // [E]
 
@@ -18,7 +18,7 @@ struct LayerNorm {
 };
 
 /// The same per channel, over batch and positions: statistics of the batch in training (the running ones follow), running ones else.
-struct BatchNorm {
+struct FOVEATE_API BatchNorm {
   Tensor weight, bias;                // [C]
   Tensor running_mean, running_var;   // [C], buffers
 

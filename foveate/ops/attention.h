@@ -38,12 +38,12 @@ struct Attended {
 };
 
 /// q [B,H,N,D], k [B,Hk,M,D], v [B,Hk,M,Dv]; Hk divides H (grouped-query attention).
-Attended attention(const Tensor& q, const Tensor& k, const Tensor& v, const Attention& options = {});
+FOVEATE_API Attended attention(const Tensor& q, const Tensor& k, const Tensor& v, const Attention& options = {});
 
 /// key_mask and key_lengths as one bool [B,M], or nothing where every key takes part.
-optional<Tensor> visible_keys(const Tensor& k, const optional<Tensor>& key_mask, const optional<Tensor>& key_lengths);
+FOVEATE_API optional<Tensor> visible_keys(const Tensor& k, const optional<Tensor>& key_mask, const optional<Tensor>& key_lengths);
 
 /// Refuses q, k, v that do not belong together, naming the argument.
-void check_qkv(const char* op, const Tensor& q, const Tensor& k, const Tensor& v);
+FOVEATE_API void check_qkv(const char* op, const Tensor& q, const Tensor& k, const Tensor& v);
 
 }  // namespace foveate::ops

@@ -11,9 +11,9 @@
 namespace foveate::ops {
 
 /// outs [P,...,Dv], lses [P,...] -> out [...,Dv], lse [...]
-Attended merge_attention(const Tensor& outs, const Tensor& lses);
+FOVEATE_API Attended merge_attention(const Tensor& outs, const Tensor& lses);
 
 /// The same for parts given one by one.
-Attended merge_attention(std::span<const Attended> parts);
+FOVEATE_API Attended merge_attention(std::span<const Attended> parts);
 
 }  // namespace foveate::ops

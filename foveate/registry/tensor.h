@@ -9,11 +9,8 @@
 #include <optional>
 #include <vector>
 
-#if defined(FOVEATE_BUILDING)
+/// Marks what users may call: everything else is hidden.
 #define FOVEATE_API __attribute__((visibility("default")))
-#else
-#define FOVEATE_API
-#endif
 
 namespace foveate {
 

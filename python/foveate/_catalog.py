@@ -82,8 +82,8 @@ class Card:
 def catalog() -> tuple[Card, ...]:
     """Every mechanism of the library, by slug.
 
-    >>> [card.title for card in foveate.catalog() if card.slug == "linformer"]
-    ['Linformer']
+    >>> [card.title for card in foveate.catalog() if card.slug == "vanilla"]
+    ['Scaled dot-product multi-head attention']
     """
     rows = json.loads(torch.ops.foveate.catalogue())
     return tuple(Card(**{**row, "forms": tuple(_form(form) for form in row["forms"])}) for row in rows)

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from foveate.compare.errors import UserError
 
 app = typer.Typer(
-    help="Efficient attention, measured on your own data.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="Efficient attention, measured on your own data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Runs the command line. What the user can put right ends in one line and exit code 2; Ctrl-C in 130."""
+    """Runs the command line. What the user can put right ends in one line on stderr and exit code 2."""
     try:
         app()
     except UserError as problem:
         errors.print(f"foveate: {problem}", markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("foveate: stopped")
-        sys.exit(130)
 
 
 class Dtype(StrEnum):
@@ -46,7 +49,8 @@ def compare(
     image: Annotated[Path | None, typer.Option(help="A photo: feature maps at several resolutions.")] = None,
     qkv: Annotated[Path | None, typer.Option(help="Your own q, k and v [B,H,N,D]: .safetensors or .npz.")] = None,
     mechanism: Annotated[
-        list[str] | None, typer.Option("--mechanism", "--mechanisms", "-m", help="Slugs, repeated or with commas. [default: all]")
+        list[str] | None,
+        typer.Option("--mechanism", "--mechanisms", "-m", help="Slugs, repeated or with commas. [default: all]"),
     ] = None,
     lengths: Annotated[str | None, typer.Option(help="Lengths N, with commas. [default: 256,512,1024,2048,4096]")] = None,
     layer: Annotated[int, typer.Option(help="Layer of MiniLM whose q, k and v are taken, 0 to 5.")] = 3,
@@ -62,7 +66,7 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers. [default: report.json]")] = None,
     report_file: Annotated[Path | None, typer.Option("--report", help="Where to write the page. [default: report.html]")] = None,
 ) -> None:
-    """Measures every mechanism that takes your input beside exact attention: time, memory, error, and from which length it pays.
+    """Measures every mechanism that takes your input beside exact attention: time, memory, error, and where it pays.
 
     Without a file it compares on a text and a photo that come with Python and scikit-learn.
     """
@@ -85,19 +89,23 @@ def compare(
         memory_limit=memory_limit * 10**6 if memory_limit else None,
     )
     mechanisms = [slug.strip() for given in mechanism or () for slug in given.split(",") if slug.strip()] or None
-    with _progress() as progress:
+    with _interruptible(), _progress() as progress:
         reading = progress.add_task("reading the input", total=None)
         longest = max(wanted or inputs.LENGTHS)
         sources = [
             *(inputs.text_sources(text, layer, longest) if text else ()),
             *(inputs.file_sources(qkv) if qkv else ()),
             *([inputs.photo_source(image)] if image else ()),
-        ] or inputs.default_sources(layer, longest)
+        ]
+        if not sources:
+            sources = inputs.default_sources(layer, longest)
+            if not any(source.kind == "qkv" for source in sources):
+                errors.print('foveate: comparing on a photo only; for a text: pip install "foveate[text]"', markup=False)
         progress.remove_task(reading)
         task = progress.add_task("comparing", total=total_work(sources, settings, mechanisms))
         watcher = Watcher(
             advance=lambda done: progress.advance(task, done),
-            warn=lambda line: progress.console.print(f"foveate: {line}", markup=False, highlight=False, soft_wrap=True),
+            warn=lambda line: errors.print(f"foveate: {line}", markup=False),
         )
         comparison = run_compare(sources, settings, mechanisms, watcher)
     if not any(result.points for panel in comparison.report.panels for result in panel.results):
@@ -144,10 +152,18 @@ def _lengths(given: str | None) -> tuple[int, ...] | None:
     return lengths
 
 
-def _progress():  # type: ignore[no-untyped-def]
-    """A progress bar on stderr that vanishes when done."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends in one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("foveate: stopped, nothing was written")
+        raise typer.Exit(130) from None
 
+
+def _progress() -> Progress:
+    """A progress bar on stderr that vanishes when done; nothing where stderr is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -156,6 +172,11 @@ def _progress():  # type: ignore[no-untyped-def]
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from foveate._catalog import Card, FormCard, catalog
 from foveate.compare import maps
-from foveate.compare.contestants import Contestant, contestants_of, find_card, load_catalogue
+from foveate.compare.contestants import Contestant, contestants_of, find_card
 from foveate.compare.errors import UserError
 from foveate.compare.inputs import Size
 from foveate.compare.report import write_whole
 
 POSITIONS, HEADS, WIDTH = 64, 2, 32
 PNG_ENLARGED = 10
+SHADES = " ░▒▓█"
 
 
 def mechanisms_table() -> Table:
@@ -29,7 +29,7 @@ def mechanisms_table() -> Table:
     table = Table(title="Mechanisms of foveate", title_justify="left", title_style="bold")
     for heading in ("slug", "mechanism", "year", "family", "cost", "causal", "forms"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "year" else "left")
-    for card in sorted(load_catalogue(), key=lambda card: (card.family, card.year, card.slug)):
+    for card in sorted(catalog(), key=lambda card: (card.family, card.year, card.slug)):
         forms = "\n".join(form.class_name for form in card.forms)
         row = (card.slug, card.title, str(card.year), card.family, card.cost, card.causality, forms)
         table.add_row(*(Text(cell) for cell in row))
@@ -39,26 +39,19 @@ def mechanisms_table() -> Table:
 def mechanisms_json() -> list[dict[str, Any]]:
     """The same as plain data."""
     names = ("slug", "title", "paper", "year", "family", "cost", "causality", "equation")
-    return [
-        {name: getattr(card, name) for name in names} | {"forms": [form.name for form in card.forms]} for card in load_catalogue()
-    ]
+    return [{name: getattr(card, name) for name in names} | {"forms": [form.name for form in card.forms]} for card in catalog()]
 
 
 def show_mechanism(slug: str, out: Path | None, seed: int, console: Console) -> None:
     """Prints card, equation and options, and the attention map: in the terminal, or to a PNG file."""
+    card = find_card(slug)
+    takers = [contestant for contestant in contestants_of(card) if contestant.kind == "qkv"]
     if out is not None and out.suffix.lower() != ".png":
         raise UserError(f"--out writes a .png file, not {out.name}")
-    card = find_card(slug)
-    console.print(Text(card.title, style="bold"), Text(f"arXiv {card.paper}, {card.year}", style="dim"))
-    console.print(Text(card.equation, style="italic"))
-    console.print(f"family {card.family}, cost {escape(card.cost)}, causal: {card.causality}\n")
-    for form in card.forms:
-        console.print(Text(f"foveate.nn.{form.class_name}", style="bold"), Text(form.summary))
-        _print_options(form, console)
-    takers = contestants_of(card, "qkv")
+    if out is not None and not takers:
+        raise UserError(f"{slug} has no attention map to draw: it takes no q, k and v")
+    _print_card(card, console)
     if not takers:
-        if out is not None:
-            raise UserError(f"{slug} has no attention map to draw: it takes no q, k, v")
         return
     weights = example_map(takers[0], seed)[0]
     indices = maps.shades(weights, maps.brightest_of(weights))
@@ -66,8 +59,8 @@ def show_mechanism(slug: str, out: Path | None, seed: int, console: Console) -> 
         write_whole(out, maps.png(indices, PNG_ENLARGED))
         console.print(f"wrote {out}", markup=False)
         return
-    console.print(f"Who reads whom, {takers[0].name}: {POSITIONS} queries (rows) by {POSITIONS} keys (columns) of an example sequence")
-    for line in block_lines(indices):
+    console.print(f"Who reads whom, {takers[0].name}: {POSITIONS} queries (rows) by {POSITIONS} keys of an example sequence")
+    for line in colour_lines(indices) if console.color_system else shade_lines(indices):
         console.print(line, soft_wrap=True)
 
 
@@ -80,7 +73,7 @@ def example_map(contestant: Contestant, seed: int) -> Tensor:
 
 
 def example_sequence() -> Tensor:
-    """A sequence [1,H,N,D] in which neighbours are alike and two passages return later, so that structure shows in a map."""
+    """A sequence [1,H,N,D] in which neighbours are alike and the first half returns, so that a map shows structure."""
     time = torch.arange(POSITIONS).float()[:, None]
     theme = time % (POSITIONS / 2)
     rates = torch.logspace(math.log10(0.05), math.log10(0.6), WIDTH // 2)
@@ -88,10 +81,10 @@ def example_sequence() -> Tensor:
     return (1.6 * x).expand(1, HEADS, POSITIONS, WIDTH).contiguous()
 
 
-def block_lines(indices: Tensor) -> list[Text]:
+def colour_lines(indices: Tensor) -> list[Text]:
     """A picture as lines of half blocks, two rows of cells in each."""
     colours = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in maps.palette()]
-    rows: Sequence[Sequence[int]] = indices.tolist()
+    rows: list[list[int]] = indices.tolist()
     lines = []
     for top, bottom in zip(rows[::2], rows[1::2], strict=True):
         line = Text()
@@ -101,13 +94,27 @@ def block_lines(indices: Tensor) -> list[Text]:
     return lines
 
 
-def _print_options(form: Any, console: Console) -> None:
+def shade_lines(indices: Tensor) -> list[Text]:
+    """The same without colours: five shades, each the mean of two rows."""
+    strength = (indices.float() - maps.ZERO).abs().div(128).reshape(-1, 2, indices.shape[1]).mean(1)
+    levels: list[list[int]] = (strength * len(SHADES)).long().clamp(max=len(SHADES) - 1).tolist()
+    return [Text("".join(SHADES[level] for level in row)) for row in levels]
+
+
+def _print_card(card: Card, console: Console) -> None:
+    console.print(Text(card.title, style="bold"), Text(f"arXiv {card.paper}, {card.year}", style="dim"))
+    console.print(Text(card.equation, style="italic"))
+    console.print(Text(f"family {card.family}, cost {card.cost}, causal: {card.causality}\n"))
+    for form in card.forms:
+        console.print(Text(f"foveate.nn.{form.class_name}", style="bold"), Text(form.summary))
+        console.print(_options_grid(form))
+        console.print()
+
+
+def _options_grid(form: FormCard) -> Table:
     grid = Table.grid(padding=(0, 2))
     for option in form.options:
-        default = getattr(option, "default", None)
-        meaning = getattr(option, "doc", None) or getattr(option, "text", "")
-        choices = ", ".join(getattr(option, "choices", None) or ())
-        value = "required" if default is None else f"= {default}"
-        grid.add_row("  ", Text(option.name, style="cyan"), Text(str(choices or option.type)), Text(value, style="dim"), Text(meaning))
-    console.print(grid)
-    console.print()
+        default = f"= {option.default}" if option.has_default else "required"
+        kind = " | ".join(option.choices) or option.type
+        grid.add_row(" ", Text(option.name, style="cyan"), Text(kind), Text(default, style="dim"), Text(option.doc))
+    return grid

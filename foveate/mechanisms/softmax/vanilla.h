@@ -15,7 +15,7 @@ enum class CausalAlign { bottom_right, top_left };
 template <> inline constexpr auto names<CausalAlign> = std::array<std::string_view, 2>{"bottom_right", "top_left"};
 
 /// The bare function: exact attention of given queries, keys and values.
-struct Attention {
+struct FOVEATE_API Attention {
   static constexpr Form form{.card = &vanilla, .summary = "exact softmax attention of q, k, v",
                              .example = R"(q = k = v = torch.randn(2, 4, 16, 8)
 out, lse = torch.ops.foveate.attention(q, k, v, causal=True)
@@ -58,7 +58,7 @@ assert out.shape == (2, 4, 16, 8) and lse.shape == (2, 4, 16))"};
 };
 
 /// The layer: projections, heads, output projection.
-struct MultiheadAttention {
+struct FOVEATE_API MultiheadAttention {
   static constexpr Form form{.card = &vanilla, .summary = "multi-head attention layer", .returns = "[B,N,E] attended sequence", .example = R"(layer = foveate.nn.MultiheadAttention(embed_dim=32, num_heads=4, causal=True)
 out = layer(torch.randn(2, 16, 32))
 assert out.shape == (2, 16, 32))"};

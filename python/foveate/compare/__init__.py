@@ -1,8 +1,8 @@
 """`foveate compare`: which efficient attention suits an input, its lengths and this machine.
 
-    comparison = compare(text_sources(Path("book.txt"), layer=3, longest=4096), Settings(lengths=(512, 1024, 4096)))
-    comparison.report.panels[0].answer
-    write_html(comparison, Path("report.html"))
+comparison = compare(text_sources(Path("book.txt"), layer=3, longest=4096), Settings(lengths=(512, 1024, 4096)))
+comparison.report.panels[0].answer
+write_html(comparison, Path("report.html"))
 """
 
 from foveate.compare.errors import UserError

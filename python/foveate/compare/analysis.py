@@ -31,7 +31,7 @@ def fitted_exponent(lengths: Sequence[int], values: Sequence[float]) -> float | 
 
 
 def crossover(lengths: Sequence[int], ratios: Sequence[float]) -> Crossover:
-    """Where the ratio to exact attention falls below 1 for good, interpolated in logarithms between the lengths measured."""
+    """Where the ratio to exact attention falls below 1 for good, interpolated in logarithms between lengths."""
     logs = [math.log(ratio) for ratio in ratios]
     if not logs:
         return Crossover("never", None)

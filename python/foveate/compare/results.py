@@ -1,4 +1,4 @@
-"""The report as data. Its JSON form is documented in docs/compare.md; fields are only ever added within one schema number."""
+"""The report as data. docs/compare.md documents its JSON form; within one schema number fields are only added."""
 
 from __future__ import annotations
 

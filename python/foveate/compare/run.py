@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 
 import torch
 
+import foveate
 from foveate.compare import maps
 from foveate.compare.contestants import Contestant, choose
 from foveate.compare.inputs import Source
@@ -17,22 +17,22 @@ from foveate.compare.settings import Settings, Watcher
 
 __all__ = ["Settings", "Watcher", "compare", "total_work"]
 MAP_POSITIONS = 128
+SILENT = Watcher()
 MAP_HEADS = 12
 
 
-def compare(
-    sources: Sequence[Source], settings: Settings, mechanisms: Sequence[str] | None = None, watcher: Watcher = Watcher()
-) -> Comparison:
+def compare(sources: Sequence[Source], settings: Settings, mechanisms: Sequence[str] | None = None, watcher: Watcher = SILENT) -> Comparison:
     """Compares mechanisms (their slugs; None: all that apply) on each source."""
     contestants, left_out = choose([source.kind for source in sources], mechanisms)
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
-        panels = [run_panel(source, _for(source, contestants), settings, watcher) for source in sources if _for(source, contestants)]
+        taking = [(source, _for(source, contestants)) for source in sources]
+        panels = [run_panel(source, takers, settings, watcher) for source, takers in taking if takers]
         report = Report(
             schema=SCHEMA,
             created=now(),
-            versions={"foveate": _version("foveate"), "torch": torch.__version__},
+            versions={"foveate": foveate.__version__, "torch": torch.__version__},
             machine=machine(),
             settings=asdict(settings),
             panels=panels,
@@ -65,16 +65,11 @@ def _map_sheet(sources: Sequence[Source], contestants: Sequence[Contestant], set
     for contestant in _for(source, contestants):  # the baseline comes first
         torch.manual_seed(settings.seed)
         try:
-            weights = maps.attention_map(contestant.build(sample.size, torch.float32).eval(), q, k, settings.seed)[:MAP_HEADS]
+            call = contestant.build(sample.size, torch.float32).eval()
+            weights = maps.attention_map(call, q, k, settings.seed)[:MAP_HEADS]
         except (RuntimeError, ValueError, TypeError):
             continue  # its panel says why it cannot run
         brightest = brightest or [maps.brightest_of(head) for head in weights]
-        pictures[contestant.name] = [maps.data_uri(maps.shades(head, top)) for head, top in zip(weights, brightest, strict=True)]
+        shades = map(maps.shades, weights, brightest)
+        pictures[contestant.name] = [maps.data_uri(indices) for indices in shades]
     return MapSheet(sample.size.length, pictures)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -13,7 +13,7 @@ from foveate.compare.measure import Error, Time
 from foveate.compare.results import Panel, Point, Report, Result
 
 Cell = Callable[[Result, Point], str]
-WIDE = 110  # columns of a terminal that has room for the spread of times
+WIDE = 110  # characters across, from which on there is room for the spread of times
 TITLES = {"qkv": "Attention over q, k, v", "set": "Layers on a set of vectors", "map": "Layers on feature maps"}
 
 
@@ -29,7 +29,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def exponent_text(value: float | None) -> str:
-    """"N^1.02"."""
+    """As in N^1.02."""
     return "" if value is None else f"N^{value:.2f}"
 
 
@@ -47,7 +47,7 @@ def crossover_text(result: Result) -> str:
 
 
 def bytes_text(size: int | None) -> str:
-    """"3.2 MB"."""
+    """As in 3.2 MB."""
     if size is None:
         return ""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
@@ -67,8 +67,8 @@ def _table(panel: Panel, width: int) -> Table:
         padding=(0, 1),
         collapse_padding=True,
     )
-    table.add_column("mechanism", min_width=22, overflow="fold")
-    columns = _columns(panel, spread=width >= WIDE)
+    table.add_column("mechanism", min_width=16, overflow="fold")
+    columns = _columns(panel, wide=width >= WIDE)
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
     rows = [(result, point) for result in panel.results if (point := result.at(length))]
@@ -78,25 +78,26 @@ def _table(panel: Panel, width: int) -> Table:
     return table
 
 
-def _columns(panel: Panel, spread: bool) -> list[tuple[str, Cell]]:
+def _columns(panel: Panel, wide: bool) -> list[tuple[str, Cell]]:
     points = [point for result in panel.results for point in result.points]
+    training = any(point.training for point in points)
     dense = "exact" if panel.kind == "qkv" else "dense"
     columns: list[tuple[str, Cell]] = [
-        ("forward\nms", lambda result, point: _time_text(point.forward, spread)),
+        ("forward\nms", lambda result, point: _time_text(point.forward, wide)),
         (f"of\n{dense}", lambda result, point: _ratio_text(point.forward)),
     ]
-    if any(point.training for point in points):
+    if training:
         columns += [
-            ("fwd+bwd\nms", lambda result, point: _time_text(point.training, spread)),
+            ("fwd+bwd\nms", lambda result, point: _time_text(point.training, wide)),
             (f"of\n{dense}", lambda result, point: _ratio_text(point.training)),
         ]
     columns.append(("memory\n", lambda result, point: bytes_text(point.training_bytes or point.forward_bytes)))
     if any(point.error for point in points):
         columns.append(("error\n", lambda result, point: _error_text(point.error)))
-    return columns + [
-        ("time\ngrows as", lambda result, point: exponent_text(result.exponents["forward"])),
-        ("faster\nfrom N", lambda result, point: crossover_text(result)),
-    ]
+    if wide or not training:
+        columns.append(("time\ngrows", lambda result, point: exponent_text(result.exponents["forward"])))
+    columns.append(("faster\nfrom N", lambda result, point: crossover_text(result)))
+    return columns
 
 
 def _time_text(time: Time | None, spread: bool) -> str:

@@ -14,8 +14,8 @@ notes();
 
 function headline() {
   const [first, ...others] = report.panels.filter((panel) => panel.answer.length).map((panel) => panel.answer[0]);
-  document.getElementById("headline").textContent = first ?? "Nothing could be compared";
-  document.getElementById("more").append(...others.map((answer) => make("p", {}, answer)));
+  document.getElementById("headline").textContent = unbroken(first ?? "Nothing could be compared");
+  document.getElementById("more").append(...others.map((answer) => make("p", {}, unbroken(answer))));
   const {machine, settings, versions} = report;
   const facts = {Processor: `${machine.processor} (${machine.instruction_set})`, Threads: machine.threads, Numbers: settings.dtype,
     Rounds: settings.rounds, Seed: settings.seed, Software: `foveate ${versions.foveate}, torch ${versions.torch}`,
@@ -34,7 +34,7 @@ function showPanel(panel) {
     result.symbol = SYMBOLS[index % SYMBOLS.length];
   });
   const body = make("section", {}, make("h2", {}, TITLES[panel.kind]), make("p", {class: "soft"}, `Input: ${panel.subject}, ${panel.description}.`),
-    ...panel.answer.slice(1).map((sentence) => make("p", {class: "answer"}, sentence)));
+    ...panel.answer.slice(1).map((sentence) => make("p", {class: "answer"}, unbroken(sentence))));
   document.getElementById("panels").append(body);
   if (!measured.length) return;
 
@@ -65,8 +65,8 @@ function columns(panel) {
     {head: `${name}\nms`, value: (r, p) => p[mode]?.median_ms, show: (value, r, p) =>
       [number(value), make("small", {}, ` ± ${number((p[mode].high_ms - p[mode].low_ms) / 2, 1)}`)]},
     {head: `against\n${dense}`, value: (r, p) => p[mode]?.ratio, show: (value) => ratio(value)}];
-  const all = [{head: "Mechanism", value: (r) => r.name, show: (value, r) => value}, ...timed("forward", "forward")];
-  if (has((point) => point.training)) all.push(...timed("training", "forward +\nbackward"));
+  const all = [{head: "Mechanism\narXiv, claimed cost", value: (r) => r.name, show: (value, r) => value}, ...timed("forward", "forward")];
+  if (has((point) => point.training)) all.push(...timed("training", "fwd + bwd"));
   all.push({head: "memory\nMB", value: (r, p) => (p.training_bytes ?? p.forward_bytes) / 1e6, show: (value) => number(value)});
   if (has((point) => point.error)) all.push(
     {head: "error", value: (r, p) => p.error?.relative, show: (value) => percent(value)},
@@ -74,7 +74,7 @@ function columns(panel) {
     {head: "cosine", value: (r, p) => p.error?.cosine, show: (value) => value.toFixed(3)});
   all.push(
     {head: "time\ngrows as", value: (r) => r.exponents.forward, show: (value) => power(value)},
-    {head: `faster than\n${dense} from`, value: (r) => r.crossover && ({always: 0, never: 1e12}[r.crossover.kind] ?? r.crossover.length),
+    {head: "faster\nfrom", value: (r) => r.crossover && ({always: 0, never: 1e12}[r.crossover.kind] ?? r.crossover.length),
       show: (value, r) => fasterFrom(r)});
   return all;
 }
@@ -100,7 +100,7 @@ function resultTable(panel, view, draw) {
 }
 
 function nameCell(result) {
-  const origin = [result.paper && `arXiv ${result.paper}`, result.claimed_cost, result.untrained && "untrained"].filter(Boolean).join(" · ");
+  const origin = [result.paper, result.claimed_cost, result.untrained && "untrained"].filter(Boolean).join(" · ");
   return make("div", {class: "name"}, chip(result), make("span", {}, result.name, make("br"), make("small", {}, origin)));
 }
 
@@ -267,5 +267,7 @@ function number(value, digits = 3) {
   return plain >= 1000 ? String(Math.round(value)) : String(plain);
 }
 
+/** Keeps "N = 512" and "4 %" on one line. */
+function unbroken(text) { return text.replace(/N = (\d)/g, "N\u00a0=\u00a0$1").replace(/ %/g, "\u00a0%"); }
 function missing(value) { return value === undefined || value === null || Number.isNaN(value); }
 function style(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
