@@ -7,14 +7,14 @@ namespace foveate {
 namespace positions {
 
 /// [H]: 2^(-bias_max (h+1) / H) where H is a power of two; else those of the largest power of two P below H, then every second one of 2P.
-Tensor alibi_slopes(int64_t heads, double bias_max, const at::TensorOptions& options);
+FOVEATE_API Tensor alibi_slopes(int64_t heads, double bias_max, const at::TensorOptions& options);
 
 /// The bias of each head of q [B,H,N,D].
-ops::ScoreBias alibi(const Tensor& q, double bias_max = 8);
+FOVEATE_API ops::ScoreBias alibi(const Tensor& q, double bias_max = 8);
 
 }  // namespace positions
 
-struct AlibiAttention {
+struct FOVEATE_API AlibiAttention {
   static constexpr Form form{.card = &relative_position, .summary = "attention with linear biases: a score falls with distance (ALiBi)",
                              .returns = "[B,H,N,Dv] attended values", .example = R"(q = k = v = torch.randn(2, 4, 16, 8)
 assert foveate.alibi_attention(q, k, v, causal=True).shape == (2, 4, 16, 8)

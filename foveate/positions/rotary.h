@@ -19,12 +19,12 @@ struct Rotary {
 };
 
 /// x [...,N,D], whose first row stands at position `offset`, turned.
-Tensor rotate(const Tensor& x, const Size& offset, const Rotary& o);
+FOVEATE_API Tensor rotate(const Tensor& x, const Size& offset, const Rotary& o);
 
 }  // namespace positions
 
 /// The rotation alone.
-struct RotaryEmbedding {
+struct FOVEATE_API RotaryEmbedding {
   static constexpr Form form{.card = &relative_position, .summary = "queries or keys turned by their positions (rotary)",
                              .returns = "[...,N,D] the same vectors turned", .example = R"(turn = foveate.nn.RotaryEmbedding(interleaved=True)
 q = torch.randn(2, 4, 16, 8)
@@ -55,7 +55,7 @@ assert torch.allclose(turn(q).norm(dim=-1), q.norm(dim=-1)))"};
 };
 
 /// Attention of turned queries and keys. Its cache holds turned keys.
-struct RotaryAttention {
+struct FOVEATE_API RotaryAttention {
   static constexpr Form form{.card = &relative_position, .summary = "attention of queries and keys turned by their positions (rotary)",
                              .returns = "[B,H,N,Dv] attended values", .example = R"(attend = foveate.nn.RotaryAttention(causal=True)
 q = k = v = torch.randn(2, 4, 16, 8)

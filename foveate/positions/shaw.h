@@ -7,11 +7,11 @@ namespace foveate {
 namespace positions {
 
 /// key_rows [2c+1,D] or [H,2c+1,D] for the distances -c..c, value_rows [...,2c+1,Dv]: what a distance adds to keys and values.
-ops::ScoreBias shaw(const Tensor& key_rows, const optional<Tensor>& value_rows = {});
+FOVEATE_API ops::ScoreBias shaw(const Tensor& key_rows, const optional<Tensor>& value_rows = {});
 
 }  // namespace positions
 
-struct ShawAttention {
+struct FOVEATE_API ShawAttention {
   static constexpr Form form{.card = &relative_position, .summary = "attention whose keys and values depend on clipped distance (Shaw)",
                              .returns = "[B,H,N,Dv] attended values",
                              .example = R"(attend = foveate.nn.ShawAttention(head_dim=8, max_distance=4, causal=True)

@@ -13,14 +13,14 @@ struct T5Buckets {
 };
 
 /// int [...] relative positions (key minus query) -> int [...] buckets.
-Tensor t5_buckets(const Tensor& relative, const T5Buckets& o);
+FOVEATE_API Tensor t5_buckets(const Tensor& relative, const T5Buckets& o);
 
 /// bias_table [buckets,H], expanded over the distances that buckets tell apart, however long the sequences.
-ops::ScoreBias t5(const Tensor& bias_table, const T5Buckets& o);
+FOVEATE_API ops::ScoreBias t5(const Tensor& bias_table, const T5Buckets& o);
 
 }  // namespace positions
 
-struct T5Attention {
+struct FOVEATE_API T5Attention {
   static constexpr Form form{.card = &relative_position, .summary = "attention with a learned bias for each bucket of distances (T5)",
                              .returns = "[B,H,N,Dv] attended values", .example = R"(attend = foveate.nn.T5Attention(num_heads=4, buckets=16)
 q = k = v = torch.randn(2, 4, 20, 8)

@@ -8,17 +8,17 @@ namespace foveate {
 namespace positions {
 
 /// rows [H,R,D], descending in distance, the one at `zero` for distance 0, are asked by q + bias; bias [H,D].
-ops::ScoreBias xl(const Tensor& q, const Tensor& bias, const Tensor& rows, Size zero);
+FOVEATE_API ops::ScoreBias xl(const Tensor& q, const Tensor& bias, const Tensor& rows, Size zero);
 
 /// q [B,H,N,D] + bias [H,D]
 inline Tensor plus_bias(const Tensor& q, const Tensor& bias) { return q + bias.unsqueeze(1); }
 
 /// [L] distances -> [L,width]: sines of width/2 frequencies, then their cosines; in double precision, so that far distances stay apart.
-Tensor sinusoid(const Tensor& distances, int64_t width);
+FOVEATE_API Tensor sinusoid(const Tensor& distances, int64_t width);
 
 }  // namespace positions
 
-struct XLNetAttention {
+struct FOVEATE_API XLNetAttention {
   static constexpr Form form{.card = &relative_position, .summary = "Transformer-XL's position term in both directions (XLNet)",
                              .returns = "[B,H,N,Dv] attended values", .example = R"(attend = foveate.nn.XLNetAttention(num_heads=4, head_dim=8)
 q = k = v = torch.randn(2, 4, 16, 8)

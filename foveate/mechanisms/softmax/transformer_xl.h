@@ -13,7 +13,7 @@ inline constexpr Card transformer_xl{.slug = "transformer-xl", .title = "Transfo
                                      .equation = "out = softmax(((Q + u) K^T + (Q + v) R^T) / sqrt(D)) V, keys and values of [memory; segment]"};
 
 /// The bare function, causal: the last query meets the last key.
-struct TransformerXLAttention {
+struct FOVEATE_API TransformerXLAttention {
   static constexpr Form form{.card = &transformer_xl, .summary = "causal attention with Transformer-XL's relative positions",
                              .returns = "[B,H,N,Dv] attended values", .example = R"(attend = foveate.nn.TransformerXLAttention(num_heads=4, head_dim=8)
 q, k, r = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 16, 8), torch.randn(4, 16, 8)
@@ -76,7 +76,7 @@ struct XLBias {
 };
 
 /// The other tensors of a layer.
-struct XLBlock {
+struct FOVEATE_API XLBlock {
   layers::Linear qkv, out;
   optional<layers::Linear> relative;
   optional<Tensor> distance_keys;  // [K,H,D]
@@ -98,7 +98,7 @@ struct XLBlock {
 };
 
 /// One layer: attention over memory and segment, then the position-wise network.
-struct TransformerXLLayer {
+struct FOVEATE_API TransformerXLLayer {
   static constexpr Form form{.card = &transformer_xl, .summary = "one layer, attending from a segment to its memory and itself",
                              .returns = "[B,N,E] the segment, transformed", .example = R"(layer = foveate.nn.TransformerXLLayer(embed_dim=32, num_heads=4, head_dim=8, inner_dim=64)
 x, memory = torch.randn(2, 6, 32), torch.randn(2, 10, 32)
@@ -149,7 +149,7 @@ assert layer(x, memory).shape == (2, 6, 32))"};
   static Tensor forward(const Options&, const Parameters&, const Inputs&);
 };
 
-XLBlock init_xl_block(const TransformerXLLayer::Options&);
-XLBias init_xl_bias(const TransformerXLLayer::Options&);
+FOVEATE_API XLBlock init_xl_block(const TransformerXLLayer::Options&);
+FOVEATE_API XLBias init_xl_bias(const TransformerXLLayer::Options&);
 
 }  // namespace foveate

@@ -4,7 +4,7 @@
 
 namespace foveate {
 
-struct TransformerXL {
+struct FOVEATE_API TransformerXL {
   static constexpr Form form{.card = &transformer_xl, .summary = "language model over segments with memory, without the vocabulary's projection",
                              .returns = "[B,N,E] hidden states of the last layer",
                              .example = R"(model = foveate.nn.TransformerXL(vocab_size=50, num_layers=2, embed_dim=32, num_heads=4, head_dim=8, inner_dim=64, mem_len=16)
