@@ -65,8 +65,8 @@ def test_a_kind_of_input_that_nobody_asked_for_has_no_baseline_either() -> None:
 
 
 def test_a_form_without_a_row_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contestants, "ROWS", [row for row in ROWS if row.form != "multihead_attention"])
-    assert choose(["qkv"], ["vanilla"])[1] == [("multihead_attention", "needs an input of its own")]
+    monkeypatch.setattr(contestants, "ROWS", [row for row in ROWS if row.form != "MultiheadAttention"])
+    assert choose(["qkv"], ["vanilla"])[1] == [("MultiheadAttention", "needs an input of its own")]
 
 
 def test_a_mistyped_mechanism_gets_the_nearest_name() -> None:

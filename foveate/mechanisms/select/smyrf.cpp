@@ -39,7 +39,7 @@ struct Clusters {
   Size length, places;  // N, C size
   int64_t size;
 
-  Clusters(const Tensor& sorted, int64_t size) : order(sorted), full(sorted), length(extent(sorted, 3)), size(size) {
+  Clusters(const Tensor& sorted, int64_t cluster) : order(sorted), full(sorted), length(extent(sorted, 3)), size(cluster) {
     places = (length + size - 1) / size * size;
     if (!is_whole()) full = at::cat({order, filling(order)}, 3);
   }
