@@ -49,6 +49,11 @@ def _set(size: Size) -> dict[str, Any]:
     return {"dim": size.width, "num_heads": size.heads}
 
 
+def _efficient_block(size: Size) -> dict[str, Any]:
+    half = size.width // 2  # as wide as the non-local block's inner width
+    return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
+
+
 ROWS: tuple[Row, ...] = (
     Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
@@ -57,7 +62,7 @@ ROWS: tuple[Row, ...] = (
     Row("RotaryAttention", "Rotary positions", "qkv", "different"),
     Row("XLNetAttention", "XLNet relative positions", "qkv", "different", _heads, extra=lambda size: _distances(size, 2)),
     Row("TransformerXLAttention", "Transformer-XL (causal)", "qkv", "different", _heads, extra=lambda size: _distances(size, 1)),
-    Row("EfficientAttention", "Efficient Attention", "qkv", "approximate"),
+    Row("EfficientAttention", "Efficient Attention", "qkv", "approximate", lambda size: {"temperature": size.width**0.25}),
     Row("LinearTransformerAttention", "Linear Transformer", "qkv", "approximate"),
     Row("LinformerAttention", "Linformer (learned, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "linear")),
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
@@ -67,12 +72,13 @@ ROWS: tuple[Row, ...] = (
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
     Row("LinformerMultiheadAttention", "Linformer layer (rank 128)", "vectors", "different", lambda size: _layer(size) | _linformer(size, "linear")),
+    Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("PMA", "Pooling by attention (PMA)", "vectors", "different", _set),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
-    Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", lambda size: {"in_channels": size.width}),
+    Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
     Row("CBAM", "CBAM", "map", "different", lambda size: {"gate_channels": size.width}),
     Row("BAM", "BAM", "map", "different", lambda size: {"gate_channels": size.width}),
 )
