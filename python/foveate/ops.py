@@ -52,7 +52,46 @@ def merge_attention(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """
     out, lse = torch.ops.foveate.merge_attention(outs, lses)
     return out, lse
-def sparse_attention(): ...
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    key_mask: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """Softmax attention in which a pattern says who attends to whom; its cost follows the pattern.
+
+    pattern: made by `foveate.patterns`, for every length; the last query meets the last key. key_mask: bool [B,M], True where a key
+    takes part; key_lengths: int [B]. bias: broadcastable to [B,H,N,M], added after scaling. scale: default 1/sqrt(D).
+    Returns out [B,H,N,Dv], with return_lse also the log-sum-exp [B,H,N].
+
+    >>> from foveate.patterns import causal, global_tokens, sliding_window
+    >>> q = k = v = torch.randn(1, 2, 512, 16)
+    >>> pattern = (sliding_window(32, 0) | global_tokens(4)) & causal()
+    >>> foveate.sparse_attention(q, k, v, pattern).shape
+    torch.Size([1, 2, 512, 16])
+    """
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"sparse_attention: pattern must be a foveate.patterns.Pattern, got {type(pattern).__name__}")
+    out, lse = torch.ops.foveate.sparse_attention(
+        q,
+        k,
+        v,
+        pattern.expression,
+        list(pattern.tables),
+        key_mask=key_mask,
+        key_lengths=key_lengths,
+        bias=bias,
+        scale=scale,
+    )
+    return (out, lse) if return_lse else out
 
 
 def linear_attention(
