@@ -33,6 +33,15 @@ template <class scalar> struct Softmax {
   const scalar* table;                 // [H,table_length], read at j - i - offset + origin within its ends; may be null
   long table_length, origin;
 
+  // A pattern, where tile_start is not null: the key tiles that the query tile r = h * query tiles + t sees (h = 0 where all heads are
+  // alike) are tiles[tile_start[r]] ... tiles[tile_start[r + 1] - 1], ascending; tile_mask, beside them, names the mask of a tile that
+  // is seen in part, -1 where it is seen whole.
+  const long* tile_start;
+  const int* tiles;
+  const int* tile_mask;
+  long pattern_heads;
+  const unsigned char* masks;          // [masks,query_tile,key_tile], 0 hides
+
   // Scratch, filled by pack(): per (b, key head) the tiles of scaled keys transposed [D,key_tile], of values transposed, of both as rows.
   scalar* keys_across;                 // [B,Hk,tiles,D,key_tile]
   scalar* values_across;               // [B,Hk,tiles,Dv,key_tile], backward only

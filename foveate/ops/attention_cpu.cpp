@@ -58,7 +58,10 @@ template <class scalar> kernels::Softmax<scalar> arguments(const AttentionArgume
           .key_mask = p.key_mask.defined() ? static_cast<const unsigned char*>(p.key_mask.const_data_ptr()) : nullptr,
           .slopes = p.slopes.defined() ? p.slopes.const_data_ptr<scalar>() : nullptr,
           .table = p.table.defined() ? p.table.const_data_ptr<scalar>() : nullptr,
-          .table_length = p.table.defined() ? p.table.size(1) : 0, .origin = c.origin};
+          .table_length = p.table.defined() ? p.table.size(1) : 0, .origin = c.origin,
+          .tile_start = c.pattern ? c.pattern->start.data() : nullptr, .tiles = c.pattern ? c.pattern->tiles.data() : nullptr,
+          .tile_mask = c.pattern ? c.pattern->mask.data() : nullptr, .pattern_heads = c.pattern ? c.pattern->heads : 0,
+          .masks = c.pattern ? c.pattern->masks.data() : nullptr};
 }
 
 int64_t padded(int64_t width, int64_t vector) { return (width + vector - 1) / vector * vector; }
@@ -138,6 +141,14 @@ bool on_the_engine(const AttentionArguments& c) {
 
 }  // namespace
 
+std::tuple<Tensor, Tensor> engine_forward(const AttentionArguments& c) {
+  return c.q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
+}
+
+std::vector<Tensor> engine_backward(const Backward& call, const AttentionArguments& c) {
+  return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
+}
+
 std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& mask, const optional<Tensor>& key_mask,
                                          const optional<Tensor>& bias, const optional<Tensor>& slopes, const optional<Tensor>& table,
                                          const optional<Tensor>& rows, const optional<Tensor>& row_query, const optional<Tensor>& value_rows,
@@ -147,7 +158,7 @@ std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const
   if (!on_the_engine(c)) {
     return attention_formula(q, k, v, mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset, origin, window, causal, scale, dropout);
   }
-  return q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
+  return engine_forward(c);
 }
 
 Gradients attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> mask, optional<Tensor> key_mask, optional<Tensor> bias,
@@ -156,7 +167,7 @@ Gradients attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tenso
   const AttentionArguments c{q, k, v, mask, key_mask, bias, slopes, table, rows, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(), window, causal, scale};
   const bool more = std::any_of(call.wanted.begin() + 3, call.wanted.end(), [](bool w) { return w; });  // of biases and tables
   if (more || !on_the_engine(c)) return std::nullopt;
-  return q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
+  return engine_backward(call, c);
 }
 
 }  // namespace foveate::ops

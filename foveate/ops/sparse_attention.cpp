@@ -2,6 +2,7 @@
 #include <foveate/op.h>
 #include <foveate/rules.h>
 #include <foveate/sparse_attention.h>
+#include <foveate/sparse_attention_cpu.h>
 #include <foveate/sparse_attention_formula.h>
 
 namespace foveate::ops {
@@ -29,7 +30,8 @@ void check_broadcast(const char* name, const Tensor& t, const Tensor& q, const T
 FOVEATE_OP(sparse_attention,
            "_sparse_attention(Tensor q, Tensor k, Tensor v, str pattern, Tensor[] tables, Tensor? key_mask, Tensor? mask, Tensor? bias, "
            "float scale, SymInt offset) -> (Tensor out, Tensor lse)",
-           {.formula = &sparse_attention_formula, .meta = &sparse_attention_meta})
+           {.formula = &sparse_attention_formula, .meta = &sparse_attention_meta, .cpu = &sparse_attention_cpu,
+            .cpu_backward = &sparse_attention_backward_cpu})
 
 Attended sparse_attention(const Tensor& q, const Tensor& k, const Tensor& v, const patterns::Pattern& pattern, const SparseAttention& o) {
   check_qkv("sparse_attention", q, k, v);

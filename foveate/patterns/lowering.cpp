@@ -1,9 +1,6 @@
 #include <foveate/lowering.h>
+#include <foveate/recent.h>
 #include <foveate/rules.h>
-
-#include <list>
-#include <mutex>
-#include <tuple>
 
 namespace foveate::patterns {
 namespace {
@@ -40,49 +37,14 @@ BlockTable lowered(const Rule& rule, Tables tables, int64_t heads, int64_t N, in
   return table;
 }
 
-/// The latest tables, up to a number of entries in all.
-class Kept {
- public:
-  using Key = std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, int64_t>;
-  std::shared_ptr<const BlockTable> find(const Key& key) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto one = tables_.begin(); one != tables_.end(); ++one) {
-      if (one->first != key) continue;
-      tables_.splice(tables_.begin(), tables_, one);
-      return one->second;
-    }
-    return nullptr;
-  }
-  void keep(Key key, std::shared_ptr<const BlockTable> table) {
-    constexpr std::size_t most_tables = 64, most_entries = std::size_t{1} << 22;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    entries_ += entries(*table);
-    tables_.emplace_front(std::move(key), std::move(table));
-    while (tables_.size() > most_tables || (entries_ > most_entries && tables_.size() > 1)) {
-      entries_ -= entries(*tables_.back().second);
-      tables_.pop_back();
-    }
-  }
-
- private:
-  static std::size_t entries(const BlockTable& table) { return table.key_block.size() + table.start.size(); }
-  std::mutex mutex_;
-  std::list<std::pair<Key, std::shared_ptr<const BlockTable>>> tables_;
-  std::size_t entries_ = 0;
-};
-
 }  // namespace
 
 std::shared_ptr<const BlockTable> lower(const Pattern& pattern, int64_t heads, int64_t N, int64_t M, int64_t offset, int64_t block) {
   const auto rule = parse(pattern.expression);
   const auto make = [&] { return std::make_shared<const BlockTable>(lowered(*rule, pattern.tables, heads, N, M, offset, block)); };
-  if (!pattern.tables.empty()) return make();  // what a table holds may change
-  static Kept kept;
-  const Kept::Key key{pattern.expression, heads, N, M, offset, block};
-  if (auto known = kept.find(key)) return known;
-  auto table = make();
-  kept.keep(key, table);
-  return table;
+  static Recent<BlockTable> recent(/*most=*/32);
+  // What a table holds may change.
+  return pattern.tables.empty() ? recent.get({pattern.expression, heads, N, M, offset, block}, make) : make();
 }
 
 }  // namespace foveate::patterns
