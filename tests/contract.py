@@ -51,6 +51,8 @@ class Case:
     """Whether an attention that sees nothing leaves zeros in the result (False behind a projection, a residual)."""
     smallest: int = 1
     """The smallest length the form accepts."""
+    exported_from: int = 2
+    """The smallest length of a dynamic export. Pooling by 2 takes twice that, since torch lets no dynamic size become 1."""
     gradcheck: Mapping[str, int] = field(default_factory=dict)
     """Sizes for gradcheck, smaller ones."""
     name: str = ""

@@ -90,7 +90,7 @@ def test_exported_with_a_dynamic_length(case: Case) -> None:
     lengths = {letter: case.sizes[letter] for letter in case.length if letter in case.sizes}
     longer = case.inputs({letter: length + 3 for letter, length in lengths.items()})
     # Letters of one size in the case are one length: N = M of self-attention.
-    dims = {size: torch.export.Dim(f"length_{size}", min=2, max=4096) for size in lengths.values()}
+    dims = {size: torch.export.Dim(f"length_{size}", min=case.exported_from, max=4096) for size in lengths.values()}
     shapes: dict[str, dict[int, Any] | None] = {field.name: None for field in case.card.inputs}
     for name, x in inputs.items():
         axes = [i for i, (a, b) in enumerate(zip(x.shape, longer[name].shape, strict=True)) if a != b]
@@ -159,12 +159,18 @@ def test_gradcheck(case: Case) -> None:
 @EVERY_CASE
 def test_func_grad_and_vmap(case: Case) -> None:
     inputs, layer = case.inputs(), case.layer()
-    name = next(n for n, x in inputs.items() if x.is_floating_point())
+    name = next((n for n, x in inputs.items() if x.is_floating_point()), None)
+    if name is None:  # token ids: the gradient of a parameter instead
+        name, start = next((n, p.detach()) for n, p in layer.named_parameters())
+    else:
+        start = inputs[name]
 
     def loss(x: Tensor) -> Tensor:
-        return first(layer(**{**inputs, name: x})).square().sum()
+        if name in inputs:
+            return first(layer(**{**inputs, name: x})).square().sum()
+        return first(torch.func.functional_call(layer, {name: x}, (), inputs)).square().sum()
 
-    stacked = torch.stack([inputs[name], inputs[name].flip(0) * 0.9])
+    stacked = torch.stack([start, start.flip(0) * 0.9])
     gradients = torch.vmap(torch.func.grad(loss))(stacked)
     for x, gradient in zip(stacked, gradients, strict=True):
         leaf = x.clone().requires_grad_()

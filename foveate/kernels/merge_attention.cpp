@@ -35,6 +35,7 @@ template <class scalar> void merge_attention(const MergeAttention& a, long begin
 
 }  // namespace
 
-const Kernels table{.merge_attention_float = merge_attention<float>, .merge_attention_double = merge_attention<double>};
+void merge_attention_float(const MergeAttention& a, long begin, long end) { merge_attention<float>(a, begin, end); }
+void merge_attention_double(const MergeAttention& a, long begin, long end) { merge_attention<double>(a, begin, end); }
 
 }  // namespace foveate::kernels::CPU_CAPABILITY

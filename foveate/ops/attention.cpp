@@ -1,5 +1,6 @@
 #include <foveate/attention.h>
 
+#include <foveate/attention_cpu.h>
 #include <foveate/attention_formula.h>
 #include <foveate/op.h>
 
@@ -22,7 +23,7 @@ FOVEATE_OP(attention,
            "_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? key_mask, Tensor? bias, Tensor? slopes, Tensor? table, "
            "Tensor? rows, Tensor? row_query, Tensor? value_rows, Tensor? dropout_keep, SymInt offset, SymInt origin, int? window, "
            "bool causal, float scale, float dropout) -> (Tensor out, Tensor lse)",
-           {.formula = &attention_formula, .meta = &attention_meta})
+           {.formula = &attention_formula, .meta = &attention_meta, .cpu = &attention_cpu, .cpu_backward = &attention_backward_cpu})
 
 void check_qkv(const char* op, const Tensor& q, const Tensor& k, const Tensor& v) {
   TORCH_CHECK_VALUE(q.dim() == 4, op, ": q must be [B,H,N,D], got ", q.sym_sizes());
@@ -45,6 +46,8 @@ optional<Tensor> visible_keys(const Tensor& k, const optional<Tensor>& key_mask,
 Attended attention(const Tensor& q, const Tensor& k, const Tensor& v, const Attention& o) {
   check_qkv("attention", q, k, v);
   TORCH_CHECK_TYPE(!o.mask || o.mask->scalar_type() == at::kBool, "attention: mask must be bool, got ", o.mask->scalar_type());
+  TORCH_CHECK_VALUE(!o.key_mask || (o.key_mask->dim() == 2 && extent(*o.key_mask, 0) == extent(k, 0) && extent(*o.key_mask, 1) == extent(k, 2)),
+                    "attention: key_mask must be [B,M] with B = ", extent(k, 0), " and M = ", extent(k, 2), " as in k, got ", o.key_mask->sym_sizes());
   TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, "attention: dropout must lie in [0, 1), got ", o.dropout);
   const auto& p = o.position;
   const double scale = o.scale.value_or(default_scale(q));

@@ -58,19 +58,15 @@ std::vector<IValue> with_tensors(std::span<const IValue> arguments, std::span<co
 
 bool differentiable(const Tensor& t) { return t.defined() && (at::isFloatingType(t.scalar_type()) || at::isComplexType(t.scalar_type())); }
 
-/// Arguments of `_x_backward`: gradients of the results (None where absent), the results, which gradients are wanted, and the
-/// arguments of the primitive. It returns the wanted gradients in order.
-struct Backward {
-  std::vector<Tensor> gradients;
-  std::vector<bool> wanted;
-  std::span<const IValue> arguments;
-
-  explicit Backward(std::span<const IValue> stack) : arguments(stack.subspan(3)) {
-    for (const auto& g : stack[0].toListRef()) gradients.push_back(g.isNone() ? Tensor() : g.toTensor());
-    const auto flags = stack[2].toBoolList();
-    wanted.assign(flags.begin(), flags.end());
-  }
-};
+/// The arguments of `_x_backward` from the stack: gradients, results, wishes, and those of the primitive.
+Backward read_backward(std::span<const IValue> stack) {
+  Backward call{.arguments = stack.subspan(3)};
+  for (const auto& g : stack[0].toListRef()) call.gradients.push_back(g.isNone() ? Tensor() : g.toTensor());
+  call.results = stack[1].toTensorVector();
+  const auto flags = stack[2].toBoolList();
+  call.wanted.assign(flags.begin(), flags.end());
+  return call;
+}
 
 /// Gradients by differentiating the formula. With `create_graph` they can be differentiated again.
 std::vector<Tensor> differentiate(const c10::OperatorHandle& formula, const Backward& call, bool create_graph) {
@@ -232,17 +228,30 @@ int add(const char* schema_text, Parts parts) {
             boxed([names](const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack& stack) { run_with_gradient(names, op, keys, stack); }));
 
   define(backward_schema(schema));
-  implement(names.backward, Key::CompositeExplicitAutograd, boxed([names](const c10::OperatorHandle& op, c10::DispatchKeySet, Stack& stack) {
-              // Below autograd its keys are excluded; differentiating the formula needs them back.
-              const auto local = c10::impl::tls_local_dispatch_key_set();
-              const c10::impl::ForceDispatchKeyGuard above(local.included_, local.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView);
-              auto found = differentiate(find(names.formula), Backward(arguments_of(op, stack)), false);
-              for (auto& t : found) t = t.detach();
-              give(op, stack, std::move(found));
+  const auto by_formula = [names](const Backward& call) {
+    auto found = differentiate(find(names.formula), call, false);
+    for (auto& t : found) t = t.detach();
+    return found;
+  };
+  const auto below_autograd = [by_formula](const Backward& call) {
+    // Below autograd its keys are excluded; differentiating the formula needs them back.
+    const auto local = c10::impl::tls_local_dispatch_key_set();
+    const c10::impl::ForceDispatchKeyGuard above(local.included_, local.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView);
+    return by_formula(call);
+  };
+  implement(names.backward, Key::CompositeExplicitAutograd, boxed([below_autograd](const c10::OperatorHandle& op, c10::DispatchKeySet, Stack& stack) {
+              give(op, stack, below_autograd(read_backward(arguments_of(op, stack))));
             }));
-  if (parts.cpu_backward) implement(names.backward, Key::CPU, parts.cpu_backward->make());
+  if (parts.cpu_backward) {
+    implement(names.backward, Key::CPU,
+              boxed([below_autograd, kernel = *parts.cpu_backward](const c10::OperatorHandle& op, c10::DispatchKeySet, Stack& stack) {
+                const Backward call = read_backward(arguments_of(op, stack));
+                auto found = kernel.run(call);
+                give(op, stack, found ? std::move(*found) : below_autograd(call));
+              }));
+  }
   implement(names.backward, Key::Meta, boxed([](const c10::OperatorHandle& op, c10::DispatchKeySet, Stack& stack) {
-              const Backward call(arguments_of(op, stack));
+              const Backward call = read_backward(arguments_of(op, stack));
               std::vector<Tensor> found;
               const auto tensors = tensors_of(call.arguments);
               for (std::size_t i = 0; i < tensors.size(); ++i) {
@@ -252,7 +261,7 @@ int add(const char* schema_text, Parts parts) {
             }));
   implement(names.backward, Key::Autograd, boxed([names](const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack& stack) {
               const auto arguments = arguments_of(op, stack);
-              const Backward call(arguments);
+              const Backward call = read_backward(arguments);
               if (any_requires_grad(tensors_of(arguments)) ||
                   any_requires_grad(call.gradients)) {  // double backward: a differentiable expression, recorded as it is computed
                 auto found = differentiate(find(names.formula), call, true);
@@ -262,11 +271,8 @@ int add(const char* schema_text, Parts parts) {
               const at::AutoDispatchBelowADInplaceOrView below;
               op.redispatchBoxed(keys & c10::after_autograd_keyset, &stack);
             }));
-  implement(names.backward, Key::FuncTorchBatchedDecomposition,
-            boxed([names](const c10::OperatorHandle& op, c10::DispatchKeySet, Stack& stack) {
-              auto found = differentiate(find(names.formula), Backward(arguments_of(op, stack)), false);
-              for (auto& t : found) t = t.detach();
-              give(op, stack, std::move(found));
+  implement(names.backward, Key::FuncTorchBatchedDecomposition, boxed([by_formula](const c10::OperatorHandle& op, c10::DispatchKeySet, Stack& stack) {
+              give(op, stack, by_formula(read_backward(arguments_of(op, stack))));
             }));
   return 0;
 }

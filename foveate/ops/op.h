@@ -13,6 +13,9 @@
 #include <torch/library.h>
 
 #include <functional>
+#include <span>
+#include <type_traits>
+#include <utility>
 
 namespace foveate::ops {
 
@@ -22,11 +25,32 @@ struct Kernel {
   template <class F> Kernel(F* f) : make([f]() { return torch::CppFunction(f); }) {}  // NOLINT(google-explicit-constructor): Parts reads as a list
 };
 
+/// One call of `_x_backward`: gradients of the results (undefined where absent), the results, which gradients are wanted (one flag
+/// for each tensor among the arguments, lists opened), and the arguments of the primitive. The wanted gradients are returned in order.
+struct Backward {
+  std::vector<Tensor> gradients, results;
+  std::vector<bool> wanted;
+  std::span<const c10::IValue> arguments;
+};
+
+/// A kernel of a gradient, given the call and the primitive's arguments; it may decline, and the formula is differentiated instead.
+using Gradients = std::optional<std::vector<Tensor>>;
+struct BackwardKernel {
+  std::function<Gradients(const Backward&)> run;
+  template <class... A> BackwardKernel(Gradients (*f)(const Backward&, A...)) {  // NOLINT(google-explicit-constructor): Parts reads as a list
+    run = [f](const Backward& call) {
+      return [&]<std::size_t... I>(std::index_sequence<I...>) {
+        return f(call, call.arguments[I].to<std::decay_t<A>>()...);
+      }(std::index_sequence_for<A...>());
+    };
+  }
+};
+
 struct Parts {
   Kernel formula;
   Kernel meta;  ///< shapes and dtypes of the results
   std::optional<Kernel> cpu = {};
-  std::optional<Kernel> cpu_backward = {};  ///< see Backward in op.cpp for its arguments
+  std::optional<BackwardKernel> cpu_backward = {};
 };
 
 /// Registers the operators of `_x`; `schema` is that of `_x`, without aliases. Stands once per primitive, in its .cpp file.

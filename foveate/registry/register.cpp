@@ -37,7 +37,7 @@ void write_inputs(std::ostream& s, const FormInfo& info) {
 void write_named(std::ostream& s, const FormInfo& info, bool with_parameters, bool with_training, bool first) {
   std::vector<std::string> named;
   if (with_parameters && info.listed) {
-    named = {"Tensor?[] parameters", "Tensor(a!)[] buffers"};
+    named = {"Tensor?[] parameters", "Tensor(a!)?[] buffers"};
   } else if (with_parameters) {
     char alias = 'a';
     for (const auto& field : info.parameters) {

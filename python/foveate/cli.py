@@ -125,7 +125,8 @@ def list_mechanisms(as_json: Annotated[bool, typer.Option("--json", help="Print 
     if as_json:
         print(json.dumps(mechanisms_json(), indent=1))
     else:
-        Console().print(mechanisms_table())
+        console = Console()
+        console.print(mechanisms_table(console.width))
 
 
 @app.command()

@@ -34,6 +34,7 @@ def test_training_is_told_when_it_was_measured() -> None:
 
 def test_a_faster_exact_attention_is_no_approximation() -> None:
     answer = panel(result("Ours", (0.8, 0.8, 0.5), 1e-7, relation="exact")).answer
+    assert answer[0] == "For your text at N = 1024, nobody was there to stand in for exact attention."
     assert answer[-1] == "Ours gives the same result as torch's and is 2.0 times faster."
     assert "error" not in " ".join(answer)
 

@@ -34,8 +34,8 @@ Tensor MultiheadAttention::forward(const Options& o, const Parameters& p, const 
 
 std::pair<Tensor, MultiheadAttention::State> MultiheadAttention::step(const Options& o, const Parameters& p, const Inputs& in, State&& past) {
   TORCH_CHECK_VALUE(!in.context, "multihead_attention_step: context is not given step by step");
-  auto [q, k, v] = p.project(in.x, in.x, o.num_heads);
-  State next{.k = past.k.defined() ? at::cat({past.k, k}, 2) : k, .v = past.v.defined() ? at::cat({past.v, v}, 2) : v};
+  const auto [q, k, v] = p.project(in.x, in.x, o.num_heads);
+  State next = past.then(k, v);
   const auto [out, lse] =
       ops::attention(q, next.k, next.v, {.mask = in.mask, .key_mask = in.key_mask, .causal = true, .bias = in.score_bias, .scale = o.scale});
   return {p.join(out), std::move(next)};

@@ -2,6 +2,7 @@
 #pragma once
 #include <foveate/contract.h>
 #include <foveate/heads.h>
+#include <foveate/kv_cache.h>
 
 namespace foveate {
 
@@ -87,14 +88,7 @@ assert out.shape == (2, 16, 32))"};
     }
   };
   using Parameters = layers::Heads;
-  /// Keys and values of the tokens so far.
-  struct State {
-    Tensor k, v;
-    void fields(auto&& f) {
-      f("k", k, "[B,H,M,D] keys so far");
-      f("v", v, "[B,H,M,D] values so far");
-    }
-  };
+  using State = layers::KVCache;
   static void check(const Options&);
   static Parameters init(const Options&);
   static Tensor forward(const Options&, const Parameters&, const Inputs&);

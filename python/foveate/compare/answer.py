@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from foveate.compare.analysis import FASTER
 from foveate.compare.results import Panel, Point, Result
 
 Rival = tuple[Result, Point]
-FASTER = 0.95  # a ratio below this counts as faster; closer ones are a tie
 
 
 def answer(panel: Panel, tolerance: float) -> list[str]:
@@ -19,7 +19,7 @@ def answer(panel: Panel, tolerance: float) -> list[str]:
     where = f"For {panel.subject} at N = {length}"
     if panel.kind == "qkv":
         return _attention_answer(rivals, where, tolerance)
-    dense = {"map": "the non-local block", "set": "attention of every pair (SAB)"}[panel.kind]
+    dense = {"map": "the non-local block", "vectors": "multi-head attention"}[panel.kind]
     fastest, point = rivals[0]
     if _ratio(point) >= FASTER:
         return [f"{where}, nothing is faster than {dense}."]
@@ -47,6 +47,8 @@ def _attention_answer(rivals: list[Rival], where: str, tolerance: float) -> list
             f"{where}, nothing faster than exact attention stays within {_percent(tolerance)} of its result. "
             f"The closest, {told.name}, is {_times(point)} faster with an error of {_percent(_error(point))}."
         ]
+    elif not stand_ins:
+        sentences = [f"{where}, nobody was there to stand in for exact attention."]
     else:
         sentences = [f"{where}, exact attention is as fast as anything that stands in for it."]
     if faster and faster[0][0] is not told:

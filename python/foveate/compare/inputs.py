@@ -1,9 +1,9 @@
 """What is compared on: a text, a photo or the user's own queries, keys and values, at any length.
 
 A Source gives one kind of input at the lengths asked for:
-  qkv   q, k, v [B,H,N,D]      every head of one layer of MiniLM, or the user's file
-  set   x [B,N,E]              the vectors that layer reads, as a set
-  map   x [1,C,h,w], N = h w   a photo through a fixed filter bank, at several resolutions
+  qkv       q, k, v [B,H,N,D]      every head of one layer of MiniLM, or the user's file
+  vectors   x [B,N,E]              the vectors that layer reads
+  map       x [1,C,h,w], N = h w   a photo through a fixed filter bank, at several resolutions
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 from foveate.compare import minilm, photo
 from foveate.compare.errors import UserError
 
-Kind = Literal["qkv", "set", "map"]
+Kind = Literal["qkv", "vectors", "map"]
 LENGTHS = (256, 512, 1024, 2048, 4096)
 LAYER = 3
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a sample is. Feature maps and sets have one head as wide as their channels."""
+    """How large a sample is."""
 
     length: int  # positions
-    heads: int
-    width: int  # of a head, D; of a set's vectors, E; of a map's channels, C
+    heads: int  # of a map, 1
+    width: int  # of a head, D; of a vector, all heads together, E; of a map, C
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def text_sources(path: Path | None, layer: int, longest: int) -> list[Source]:
     where = f"layer {layer} of the MiniLM encoder{windows}"
     return [
         _qkv_source(q, k, v, subject, f"queries, keys and values of all {q.shape[1]} heads (width {q.shape[3]}) of {where}"),
-        _set_source(x, subject, f"the vectors (width {x.shape[2]}) that reach {where}"),
+        _vector_source(x, minilm.HEADS, subject, f"the vectors (width {x.shape[2]}) that reach {where}"),
     ]
 
 
@@ -118,7 +118,7 @@ def file_sources(path: Path) -> list[Source]:
     shape = f"batch {q.shape[0]}, {q.shape[1]} heads of width {q.shape[3]}"
     return [
         _qkv_source(q, k, v, "your tensors", f"queries, keys and values from {path.name}: {shape}"),
-        _set_source(joined, "your tensors", f"the values from {path.name}, all heads side by side (width {joined.shape[2]})"),
+        _vector_source(joined, q.shape[1], "your tensors", f"the values from {path.name}, all heads side by side (width {joined.shape[2]})"),
     ]
 
 
@@ -142,9 +142,9 @@ def _qkv_source(q: Tensor, k: Tensor, v: Tensor, subject: str, description: str)
     return Source("qkv", subject, description, q.shape[2], at)
 
 
-def _set_source(x: Tensor, subject: str, description: str) -> Source:
+def _vector_source(x: Tensor, heads: int, subject: str, description: str) -> Source:
     x = x.clone()
-    return Source("set", subject, description, x.shape[1], lambda length: Sample((x[:, :length],), Size(length, 1, x.shape[2])))
+    return Source("vectors", subject, description, x.shape[1], lambda length: Sample((x[:, :length],), Size(length, heads, x.shape[2])))
 
 
 def _as_heads(tensor: Tensor, name: str, path: Path) -> Tensor:

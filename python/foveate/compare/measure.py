@@ -64,7 +64,7 @@ def interleaved_times(
             for name in order:
                 samples[name].append(_seconds(calls[name], repeats[name]))
                 on_sample()
-            gc.collect()
+            gc.collect(0)  # what the round left behind, outside the measured time
     finally:
         if collecting:
             gc.enable()

@@ -72,4 +72,4 @@ def _asset(name: str) -> str:
 
 def _script_safe(value: Any) -> str:
     """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

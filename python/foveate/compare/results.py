@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -114,20 +115,24 @@ def now() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """What the numbers depend on, at this moment."""
     return {
         "processor": _processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
+        "load": _load(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
 def _cores() -> int | None:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _load() -> float | None:
+    """Processes that wanted a core during the last minute."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def _processor() -> str:

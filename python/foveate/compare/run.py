@@ -26,6 +26,7 @@ def compare(sources: Sequence[Source], settings: Settings, mechanisms: Sequence[
     contestants, left_out = choose([source.kind for source in sources], mechanisms)
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
+    before = machine()  # its load is not yet our own
     try:
         taking = [(source, _for(source, contestants)) for source in sources]
         panels = [run_panel(source, takers, settings, watcher) for source, takers in taking if takers]
@@ -33,7 +34,7 @@ def compare(sources: Sequence[Source], settings: Settings, mechanisms: Sequence[
             schema=SCHEMA,
             created=now(),
             versions={"foveate": foveate.__version__, "torch": torch.__version__},
-            machine=machine(),
+            machine=before,
             settings=asdict(settings),
             panels=panels,
             not_compared=[{"form": form, "why": why} for form, why in left_out],

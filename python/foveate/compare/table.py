@@ -14,7 +14,8 @@ from foveate.compare.results import Panel, Point, Report, Result
 
 Cell = Callable[[Result, Point], str]
 WIDE = 110  # characters across, from which on there is room for the spread of times
-TITLES = {"qkv": "Attention over q, k, v", "set": "Layers on a set of vectors", "map": "Layers on feature maps"}
+BUSY = 0.5  # load for each core, from which on times are in doubt
+TITLES = {"qkv": "Attention over q, k, v", "vectors": "Layers on a sequence of vectors", "map": "Layers on feature maps"}
 
 
 def show(report: Report, console: Console) -> None:
@@ -24,6 +25,9 @@ def show(report: Report, console: Console) -> None:
         console.print(_table(panel, console.width))
         for sentence in panel.answer:
             console.print(Text(sentence, style="bold" if sentence is panel.answer[0] else ""))
+    load, cores = report.machine["load"], report.machine["cores"]
+    if load is not None and load > BUSY * cores:
+        console.print(Text(f"the machine was busy (load {load} on {cores} cores): times may mislead", style="yellow"))
     for left in report.not_compared:
         console.print(Text(f"not compared: {left['form']} ({left['why']})", style="dim"))
 

@@ -4,8 +4,7 @@ const maps = JSON.parse(document.getElementById("maps").textContent);
 const COLOURS = ["#2f74d0", "#d9600f", "#23995a", "#9557d6", "#cf3a6b", "#0e9494", "#b58a10", "#7d8794", "#8a5a3c", "#5f7df0",
   "#79a51f", "#d070b8", "#46a3d8", "#c4493b"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star", "hexagon", "pentagon"];
-const TITLES = {qkv: "Attention over queries, keys and values", set: "Layers on a set of vectors", map: "Layers on feature maps"};
-const DENSE = {qkv: "exact attention", set: "attention of every pair", map: "the non-local block"};
+const TITLES = {qkv: "Attention over queries, keys and values", vectors: "Layers on a sequence of vectors", map: "Layers on feature maps"};
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 headline();
@@ -17,7 +16,9 @@ function headline() {
   document.getElementById("headline").textContent = unbroken(first ?? "Nothing could be compared");
   document.getElementById("more").append(...others.map((answer) => make("p", {}, unbroken(answer))));
   const {machine, settings, versions} = report;
-  const facts = {Processor: `${machine.processor} (${machine.instruction_set})`, Threads: machine.threads, Numbers: settings.dtype,
+  if (machine.load > 0.5 * machine.cores) document.getElementById("more").append(make("p", {class: "warning"},
+    `The machine was busy when this began (load ${machine.load} on ${machine.cores} cores): times may mislead.`));
+  const facts = {Processor: `${machine.processor} (${machine.instruction_set})`, Threads: `${machine.threads} on ${machine.cores} cores`, Numbers: settings.dtype,
     Rounds: settings.rounds, Seed: settings.seed, Software: `foveate ${versions.foveate}, torch ${versions.torch}`,
     Measured: report.created.replace("T", " ").replace("+00:00", " UTC")};
   document.getElementById("facts").append(...Object.entries(facts).map(([name, fact]) =>

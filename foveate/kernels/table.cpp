@@ -1,0 +1,11 @@
+// The kernels of one capability, together.
+#include "kernels/capability.h"
+
+namespace foveate::kernels::CPU_CAPABILITY {
+
+const Kernels table{.merge_attention_float = merge_attention_float,
+                    .merge_attention_double = merge_attention_double,
+                    .softmax_float = &softmax_float,
+                    .softmax_double = &softmax_double};
+
+}  // namespace foveate::kernels::CPU_CAPABILITY

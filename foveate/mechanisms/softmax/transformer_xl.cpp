@@ -1,0 +1,130 @@
+#include <foveate/attention.h>
+#include <foveate/init.h>
+#include <foveate/transformer_xl.h>
+#include <foveate/xl.h>
+
+namespace foveate {
+namespace {
+
+constexpr double deviation = 0.02;  // of every initial weight
+
+optional<int64_t> window(const auto& o) { return o.same_length ? optional<int64_t>(o.mem_len) : std::nullopt; }
+
+/// Learned positions: s_ij = scale ((q_i + u).k_j + q_i.R_d + b_d). The bias b_d rides with R_d, in a channel where the query is 1.
+Tensor attend_with_tables(const TransformerXLLayer::Options& o, const XLBlock& p, const XLBias& bias, const Tensor& q, const Tensor& k,
+                          const Tensor& v, const optional<Tensor>& key_mask) {
+  const int64_t rows = std::min(o.table_length, o.clamp_len.value_or(o.table_length));
+  const Tensor whole = at::cat({*p.distance_keys, p.distance_bias->unsqueeze(-1)}, -1);  // [K,H,D+1]
+  const Tensor table = whole.narrow(0, o.table_length - rows, rows).transpose(0, 1);     // [H,rows,D+1]
+  const Tensor one = at::ones_like(q.narrow(-1, 0, 1));
+  const auto with_zero = [](const Tensor& x) { return at::constant_pad_nd(x, {0, 1}); };
+  return ops::attention(with_zero(positions::plus_bias(q, bias.content)), with_zero(k), v,
+                        {.key_mask = key_mask,
+                         .causal = true,
+                         .window = window(o),
+                         .scale = default_scale(q),
+                         .position = {.rows = table, .row_query = at::cat({q, one}, -1), .origin = rows - 1}})
+      .out;
+}
+
+}  // namespace
+
+void TransformerXLAttention::check(const Options& o) {
+  TORCH_CHECK_VALUE(o.num_heads > 0, "transformer_xl_attention: num_heads must be positive, got ", o.num_heads);
+  TORCH_CHECK_VALUE(o.head_dim > 0, "transformer_xl_attention: head_dim must be positive, got ", o.head_dim);
+  TORCH_CHECK_VALUE(o.mem_len >= (o.same_length ? 1 : 0), "transformer_xl_attention: mem_len must be ",
+                    o.same_length ? "positive with same_length" : "0 or more", ", got ", o.mem_len);
+}
+
+TransformerXLAttention::Parameters TransformerXLAttention::init(const Options& o) {
+  return {.content_bias = layers::normal({o.num_heads, o.head_dim}, deviation),
+          .position_bias = layers::normal({o.num_heads, o.head_dim}, deviation)};
+}
+
+Tensor TransformerXLAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
+  const auto position = positions::xl(in.q, p.position_bias, in.r, extent(in.r, 1) - 1);
+  return ops::attention(positions::plus_bias(in.q, p.content_bias), in.k, in.v,
+                        {.key_mask = in.key_mask, .causal = true, .window = window(o), .scale = o.scale, .position = position})
+      .out;
+}
+
+std::pair<Tensor, TransformerXLAttention::State> TransformerXLAttention::step(const Options& o, const Parameters& p, const Inputs& in, State&& past) {
+  return layers::step_with_cache<TransformerXLAttention>("transformer_xl_attention", o, p, in, past);
+}
+
+FOVEATE_MECHANISM(TransformerXLAttention)
+
+void TransformerXLLayer::check(const Options& o) {
+  TORCH_CHECK_VALUE(o.embed_dim > 0 && o.embed_dim % 2 == 0, "transformer_xl: embed_dim must be positive and even, got ", o.embed_dim);
+  TORCH_CHECK_VALUE(o.num_heads > 0, "transformer_xl: num_heads must be positive, got ", o.num_heads);
+  TORCH_CHECK_VALUE(o.head_dim > 0, "transformer_xl: head_dim must be positive, got ", o.head_dim);
+  TORCH_CHECK_VALUE(o.inner_dim > 0, "transformer_xl: inner_dim must be positive, got ", o.inner_dim);
+  TORCH_CHECK_VALUE(o.mem_len >= (o.same_length ? 1 : 0), "transformer_xl: mem_len must be ",
+                    o.same_length ? "positive with same_length" : "0 or more", ", got ", o.mem_len);
+  TORCH_CHECK_VALUE(o.clamp_len.value_or(1) > 0, "transformer_xl: clamp_len must be positive, got ", *o.clamp_len);
+  TORCH_CHECK_VALUE(o.table_length > 0, "transformer_xl: table_length must be positive, got ", o.table_length);
+}
+
+XLBlock init_xl_block(const TransformerXLLayer::Options& o) {
+  const int64_t E = o.embed_dim, inner = o.num_heads * o.head_dim;
+  const auto linear = [](int64_t in, int64_t out) { return layers::Linear{.weight = layers::normal({out, in}, deviation)}; };
+  const auto with_bias = [&](int64_t in, int64_t out) {
+    return layers::Linear{.weight = layers::normal({out, in}, deviation), .bias = layers::zeros({out})};
+  };
+  const auto norm = [&]() { return layers::LayerNorm{.weight = layers::normal({E}, deviation, 1), .bias = layers::zeros({E})}; };
+  XLBlock made{.qkv = linear(E, 3 * inner),
+               .out = linear(inner, E),
+               .attention_norm = norm(),
+               .feed_forward = {.up = with_bias(E, o.inner_dim), .down = with_bias(o.inner_dim, E)},
+               .feed_forward_norm = norm()};
+  if (o.position == XLPosition::sinusoid) {
+    made.relative = linear(E, inner);
+  } else {
+    made.distance_keys = layers::normal({o.table_length, o.num_heads, o.head_dim}, deviation);
+    made.distance_bias = layers::zeros({o.table_length, o.num_heads});
+  }
+  return made;
+}
+
+XLBias init_xl_bias(const TransformerXLLayer::Options& o) {
+  XLBias made{.content = layers::normal({o.num_heads, o.head_dim}, deviation)};
+  if (o.position == XLPosition::sinusoid) made.position = layers::normal({o.num_heads, o.head_dim}, deviation);
+  return made;
+}
+
+TransformerXLLayer::Parameters TransformerXLLayer::init(const Options& o) { return {.block = init_xl_block(o), .bias = init_xl_bias(o)}; }
+
+Tensor TransformerXLLayer::forward(const Options& o, const Parameters& parameters, const Inputs& in) {
+  const auto& [p, bias] = parameters;
+  const Tensor& x = in.x;
+  const Tensor context = in.memory ? at::cat({*in.memory, x}, 1) : x;  // [B,M,E]
+  const Size N = extent(x, 1), M = extent(context, 1);
+  const Tensor h = o.pre_norm ? p.attention_norm(context) : context;
+
+  const int64_t inner = o.num_heads * o.head_dim;
+  const Tensor q = split_heads(at::linear(h.narrow_symint(1, M - N, N), p.qkv.weight.narrow(0, 0, inner)), o.num_heads);
+  const auto kv = at::linear(h, p.qkv.weight.narrow(0, inner, 2 * inner)).chunk(2, -1);
+  const Tensor k = split_heads(kv[0], o.num_heads), v = split_heads(kv[1], o.num_heads);
+
+  Tensor attended;  // [B,H,N,D]
+  if (o.position == XLPosition::sinusoid) {
+    const Tensor behind = at::arange(M, x.options().dtype(at::kLong)).flip(0);  // distances, from far to near
+    const Tensor distance = o.clamp_len ? behind.clamp_max(*o.clamp_len) : behind;
+    const Tensor table = positions::sinusoid(distance, o.embed_dim).to(x.scalar_type());     // [M,E]
+    const Tensor r = (*p.relative)(table).unflatten(-1, {o.num_heads, -1}).transpose(0, 1);  // [H,M,D]
+    attended = TransformerXLAttention::forward({.num_heads = o.num_heads, .head_dim = o.head_dim, .mem_len = o.mem_len, .same_length = o.same_length},
+                                               {.content_bias = bias.content, .position_bias = *bias.position},
+                                               {.q = q, .k = k, .v = v, .r = r, .key_mask = in.key_mask});
+  } else {
+    attended = attend_with_tables(o, p, bias, q, k, v, in.key_mask);
+  }
+
+  const Tensor y = x + p.out(merge_heads(attended));
+  if (o.pre_norm) return y + p.feed_forward(p.feed_forward_norm(y));
+  const Tensor z = p.attention_norm(y);
+  return p.feed_forward_norm(z + p.feed_forward(z));
+}
+
+FOVEATE_MECHANISM(TransformerXLLayer)
+
+}  // namespace foveate

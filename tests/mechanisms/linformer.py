@@ -1,0 +1,84 @@
+"""Linformer: slots along the sequence, as a function, a layer, a stack."""
+
+from typing import Any
+
+from torch import Tensor
+
+from tests.contract import Case, call
+
+LONG = 4096  # the longest length that dynamic export tries
+QKV = {"B": 2, "H": 2, "N": 12, "M": 14, "D": 4, "Dv": 3}
+SMALL = {"B": 1, "N": 3, "M": 5}
+X = {"B": 2, "N": 12, "E": 8}
+LAYER = {"embed_dim": 8, "num_heads": 2, "length": LONG, "rank": 4}
+
+CASES = [
+    Case("linformer_attention", QKV, {"length": LONG, "rank": 4}, given=("key_mask", "query_mask"), mask="key_mask", gradcheck=SMALL),
+    Case("linformer_attention", QKV, {"length": LONG, "rank": 3, "sharing": "none", "num_heads": 2, "slot_bias": True, "slot_causal": True},
+         given=("key_mask",), mask="key_mask", gradcheck=SMALL),
+    Case("linformer_attention", {**QKV, "Dv": 4}, {"length": 14, "rank": 4, "kind": "conv", "sharing": "kv", "head_dim": 4, "slot_bias": True},
+         gradcheck=SMALL),
+    Case("linformer_attention", QKV, {"rank": 4, "kind": "mean", "scale": 0.3}, given=("key_mask",), mask="key_mask", gradcheck=SMALL),
+    Case("linformer_attention", QKV, {"rank": 4, "kind": "max"}, gradcheck=SMALL),
+    Case("linformer_multihead_attention", X, {**LAYER, "sharing": "kv"}, given=("key_mask", "query_mask"),
+         make={"key_mask": lambda s, g: _all_but_last(s, "N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
+    Case("linformer_multihead_attention", {**X, "M": 15}, {**LAYER, "project": "heads", "sharing": "none", "kind": "fixed", "bias": False,
+         "initialisation": "normal", "head_dim": 3, "out_inner_dim": 5}, given=("context", "key_mask"),
+         make={"key_mask": lambda s, g: _all_but_last(s, "M")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3, "M": 5}),
+    Case("linformer_multihead_attention", X, {**LAYER, "sharing": "none", "slot_bias": True, "initialisation": "uniform"}, name="input",
+         gradcheck={"B": 1, "N": 4}),
+    Case("linformer_multihead_attention", X, {**LAYER, "length": 12, "project": "heads", "kind": "conv", "sharing": "none", "one_kv_head": True,
+         "share_kv_projection": True}, gradcheck={"B": 1, "N": 6}),
+    Case("linformer_multihead_attention", X, {**LAYER, "full_attention": True}, given=("key_mask",),
+         make={"key_mask": lambda s, g: _all_but_last(s, "N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
+    Case("linformer_encoder", X, {**LAYER, "depth": 2, "sharing": "layerwise", "initialisation": "xavier_normal"}, gradcheck={"B": 1, "N": 4}),
+    Case("linformer_encoder", {**X, "M": 14}, {**LAYER, "depth": 2, "rank_step": 3, "cross": True, "kind": "fixed", "activation": "relu"},
+         given=("context", "key_mask", "query_mask", "context_mask"), gradcheck={"B": 1, "N": 4, "M": 3}),
+]  # fmt: skip
+
+
+def _all_but_last(sizes: Any, letter: str) -> Tensor:
+    import torch
+
+    return torch.arange(sizes[letter]).expand(sizes["B"], -1) < max(1, sizes[letter] - 1)
+
+
+def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Golden cases write `k` for the rank, `max_seq_len` for the length, e and f for the projections, l<i>. for block i."""
+    inputs = {name.removeprefix("input."): x for name, x in t.items() if name.startswith("input.")}
+    given = {name.removeprefix("param."): x for name, x in t.items() if name.startswith("param.")}
+    kind = options["kind"]
+    if kind == "fixed" and any(given[n].requires_grad for n in given if n.split(".")[-1] in ("e", "f")):
+        kind = "linear"  # the same numbers, and a gradient that the case compares
+    leaf = "fixed" if kind == "fixed" else "weight"
+    names = {"e": f"key_projection.{leaf}", "f": f"value_projection.{leaf}", "e_bias": "key_projection.bias", "f_bias": "value_projection.bias"}
+    parameters = {names[n]: x for n, x in given.items() if n in names}
+    matrix = next((x for n, x in given.items() if n.split(".")[-1] == "e" and kind in ("linear", "fixed")), None)
+    common = {
+        "rank": options["k"],
+        "kind": kind,
+        "sharing": options.get("sharing", "headwise"),
+        "length": matrix.shape[-1] if matrix is not None else options.get("max_seq_len", 512),
+        "slot_causal": options.get("slot_causal", False),
+        "scale": options.get("scale"),
+    }
+    if options["level"] == "function":
+        return {"output.out": call("linformer_attention", inputs, parameters, **common)}
+    common |= {"embed_dim": inputs["x"].shape[-1], "num_heads": options["heads"], "project": options.get("project", "input")}
+    common |= {n: options[n] for n in ("one_kv_head", "share_kv_projection", "full_attention") if n in options}
+    query = next(x for n, x in given.items() if n.split(".")[-1] == "wq")
+    common["head_dim"] = query.shape[0] // options["heads"]
+    layer = {f"{short}{letter}": f"{full}.{kind}" for short, kind in (("w", "weight"), ("b", "bias"))
+             for letter, full in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out"))}  # fmt: skip
+    if options["level"] == "module":
+        return {"output.out": call("linformer_multihead_attention", inputs, parameters | {layer[n]: x for n, x in given.items() if n in layer}, **common)}
+    block = {n: f"attention.{full}" for n, full in (layer | names).items()}
+    block |= {"ln1_w": "norm1.weight", "ln1_b": "norm1.bias", "ln2_w": "norm2.weight", "ln2_b": "norm2.bias"}
+    block |= {"w1": "feed_forward.up.weight", "b1": "feed_forward.up.bias", "w2": "feed_forward.down.weight", "b2": "feed_forward.down.bias"}
+    for name, x in given.items():
+        if "." in name:
+            i, own = name.split(".")
+            parameters[f"blocks.{i[1:]}.{block[own]}"] = x
+    reduce = 0 if common["sharing"] == "layerwise" else options.get("k_reduce_by_layer", 0)
+    chosen = {"depth": options["depth"], "activation": options.get("activation", "gelu"), "rank_step": reduce, "eps": options.get("eps", 1e-5)}
+    return {"output.out": call("linformer_encoder", inputs, parameters, **common, **chosen)}
