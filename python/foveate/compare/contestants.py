@@ -57,7 +57,7 @@ def _efficient_block(size: Size) -> dict[str, Any]:
 ROWS: tuple[Row, ...] = (
     Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
-    Row("T5Attention", "T5 relative bias", "qkv", "different", lambda size: {"num_heads": size.heads}),
+    Row("T5Attention", "T5 relative bias", "qkv", "different", lambda size: {"num_heads": size.heads, "scale": size.width**-0.5}),
     Row("AlibiAttention", "ALiBi", "qkv", "different"),
     Row("RotaryAttention", "Rotary positions", "qkv", "different"),
     Row("XLNetAttention", "XLNet relative positions", "qkv", "different", _heads, extra=lambda size: _distances(size, 2)),
@@ -168,7 +168,8 @@ def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Con
     for slug in slugs or ():
         if slug not in known:
             raise UserError(f"no mechanism called '{slug}'{nearest(slug, known)}; `foveate list` names them all")
-    every = [contestant for card in cards for contestant in contestants_of(card)]
+    labels = [row.label for row in ROWS]
+    every = sorted((each for card in cards for each in contestants_of(card)), key=lambda each: labels.index(each.name))
     chosen: list[Contestant] = []
     for kind in dict.fromkeys(kinds):
         of_kind = [each for each in every if each.kind == kind]
