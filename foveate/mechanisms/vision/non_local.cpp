@@ -75,8 +75,8 @@ Tensor NonLocalAttention::forward(const Options& o, const Parameters&, const Inp
   const bool pairs = o.mode == NonLocalMode::concatenation;
   TORCH_CHECK_VALUE(pairs == in.pair_weight.has_value(), "non_local_attention: pair_weight is for the mode concatenation, which needs it; got mode ",
                     names<NonLocalMode>[static_cast<std::size_t>(o.mode)], pairs ? " without it" : " with it");
-  TORCH_CHECK_VALUE(!pairs || extent(*in.pair_weight, 0) == 2 * extent(in.q, 3), "non_local_attention: pair_weight must be [2D] with D = ",
-                    extent(in.q, 3), " as in q, got ", in.pair_weight->sym_sizes());
+  TORCH_CHECK_VALUE(!pairs || extent(*in.pair_weight, 0) == 2 * extent(in.q, 3),
+                    "non_local_attention: pair_weight must be [2D] with D = ", extent(in.q, 3), " as in q, got ", in.pair_weight->sym_sizes());
   return attend(o.mode, in.q, in.k, in.v, o.scale, in.pair_weight, {});
 }
 
