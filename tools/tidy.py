@@ -23,13 +23,13 @@ ROOMS = ("foveate", "tests", "bench", "examples")
 
 
 def flags(command: str) -> tuple[str, ...]:
-    """What of a compile command concerns the reading of a source; precompiled headers and warnings are GCC's own."""
+    """What of a compile command concerns the reading of a source; warnings are GCC's own, and so is a precompiled header's file."""
     words, kept = iter(shlex.split(command)), []
     for word in words:
         if word in ("-isystem", "-I"):
             kept += [word, next(words)]
-        elif word == "-include":
-            next(words)
+        elif word == "-include" and next(words).endswith("cmake_pch.hxx"):
+            kept += ["-include", str(ROOT / "foveate/registry/precompiled.h")]
         elif re.match(r"-[ID]|-std=|-m", word):
             kept.append(word)
     return tuple(kept)
