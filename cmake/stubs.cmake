@@ -9,4 +9,5 @@ add_custom_command(
   COMMENT "Writing type stubs"
   VERBATIM)
 add_custom_target(foveate_stubs ALL DEPENDS ${stubs})
-install(FILES ${stubs} DESTINATION .)
+file(TOUCH ${CMAKE_CURRENT_BINARY_DIR}/stubs/py.typed)
+install(FILES ${stubs} ${CMAKE_CURRENT_BINARY_DIR}/stubs/py.typed DESTINATION .)

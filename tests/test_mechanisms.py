@@ -159,12 +159,18 @@ def test_gradcheck(case: Case) -> None:
 @EVERY_CASE
 def test_func_grad_and_vmap(case: Case) -> None:
     inputs, layer = case.inputs(), case.layer()
-    name = next(n for n, x in inputs.items() if x.is_floating_point())
+    name = next((n for n, x in inputs.items() if x.is_floating_point()), None)
+    if name is None:  # token ids: the gradient of a parameter instead
+        name, start = next((n, p.detach()) for n, p in layer.named_parameters())
+    else:
+        start = inputs[name]
 
     def loss(x: Tensor) -> Tensor:
-        return first(layer(**{**inputs, name: x})).square().sum()
+        if name in inputs:
+            return first(layer(**{**inputs, name: x})).square().sum()
+        return first(torch.func.functional_call(layer, {name: x}, (), inputs)).square().sum()
 
-    stacked = torch.stack([inputs[name], inputs[name].flip(0) * 0.9])
+    stacked = torch.stack([start, start.flip(0) * 0.9])
     gradients = torch.vmap(torch.func.grad(loss))(stacked)
     for x, gradient in zip(stacked, gradients, strict=True):
         leaf = x.clone().requires_grad_()

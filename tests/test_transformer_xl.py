@@ -45,16 +45,18 @@ def test_memory_passes_values_but_no_gradient() -> None:
 
 @pytest.mark.parametrize(
     ("swapped", "lengths"),
-    [(True, [5, 8, 6]), (False, [3, 5, 8])],  # executed: n + max(0, m - ext); documented: m + max(0, n - ext)
+    [(True, [5, 8, 8]), (False, [3, 6, 8])],  # executed: n + max(0, m - ext); documented: m + max(0, n - ext)
 )
 def test_ext_len_cuts_the_latest_tokens(swapped: bool, lengths: list[int]) -> None:
-    xl, ids, state, hidden = model(mem_len=8, ext_len=2, swapped_lengths=swapped), tokens(15), None, []
+    xl, ids, state = model(mem_len=8, ext_len=2, swapped_lengths=swapped), tokens(15), None
+    want = torch.empty(2, 0, 6, dtype=torch.float64)
     for length, segment in zip(lengths, ids.split(5, 1), strict=True):
+        m, want = want.shape[1], torch.cat([want, xl.embedding[segment] * 6**0.5], 1)
+        end = 5 + max(0, m - 2) if swapped else m + max(0, 5 - 2)
+        want = want[:, max(0, end - 8) : end]
         _, state = xl.step(segment, state=state)
-        assert {m.shape[1] for m in state} == {length}
-        hidden.append(state[1])
-    embedded = xl.embedding[ids] * 6**0.5
-    torch.testing.assert_close(hidden[0], embedded[:, : lengths[0]])
+        assert {memory.shape[1] for memory in state} == {length}
+        torch.testing.assert_close(state[1], want)
 
 
 def test_a_batch_padded_on_the_left_is_as_its_rows_alone() -> None:

@@ -104,9 +104,11 @@ def layer(card: Card, form: FormCard) -> list[str]:
 
 
 class Signatures(ast.NodeTransformer):
-    """Replaces the body of every function by its documentation."""
+    """Replaces the body of every function by its documentation, and drops what is private."""
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:  # noqa: N802 (the name that ast calls)
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:  # noqa: N802 (the name that ast calls)
+        if node.name.startswith("_") and not node.name.startswith("__"):
+            return None
         node.body = [ast.Expr(ast.Constant(ast.get_docstring(node) or ...))]
         return node
 
@@ -114,8 +116,9 @@ class Signatures(ast.NodeTransformer):
 def by_hand(module: ModuleType) -> list[str]:
     """The imports and classes that a module writes by hand, without bodies."""
     tree = ast.parse(inspect.getsource(module))
-    wanted = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)]
-    return [ast.unparse(Signatures().visit(node)) + "\n" * isinstance(node, ast.ClassDef) for node in wanted]
+    imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.ImportFrom)]
+    classes = ["\n" + ast.unparse(Signatures().visit(node)) for node in tree.body if isinstance(node, ast.ClassDef)]
+    return [*imports, *classes]
 
 
 def module_of_functions() -> list[str]:

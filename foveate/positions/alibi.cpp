@@ -18,9 +18,7 @@ ops::ScoreBias positions::alibi(const Tensor& q, double bias_max) {
   return {.slopes = alibi_slopes(heads, bias_max, q.options().dtype(at::toOpMathType(q.scalar_type())))};
 }
 
-void AlibiAttention::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.bias_max > 0, "alibi_attention: bias_max must be positive, got ", o.bias_max);
-}
+void AlibiAttention::check(const Options& o) { TORCH_CHECK_VALUE(o.bias_max > 0, "alibi_attention: bias_max must be positive, got ", o.bias_max); }
 
 Tensor AlibiAttention::forward(const Options& o, const Parameters&, const Inputs& in) {
   const auto position = positions::alibi(in.q, o.bias_max);
@@ -38,7 +36,8 @@ TORCH_LIBRARY_FRAGMENT(foveate, m) {
         [](int64_t heads, double bias_max, optional<at::ScalarType> dtype, optional<at::Device> device) {
           TORCH_CHECK_VALUE(heads > 0, "alibi_slopes: heads must be positive, got ", heads);
           TORCH_CHECK_VALUE(bias_max > 0, "alibi_slopes: bias_max must be positive, got ", bias_max);
-          return positions::alibi_slopes(heads, bias_max, at::TensorOptions().dtype(dtype.value_or(at::typeMetaToScalarType(at::get_default_dtype()))).device(device));
+          const auto type = dtype.value_or(at::typeMetaToScalarType(at::get_default_dtype()));
+          return positions::alibi_slopes(heads, bias_max, at::TensorOptions().dtype(type).device(device));
         });
 }
 

@@ -15,8 +15,10 @@ FOVEATE_API ops::ScoreBias alibi(const Tensor& q, double bias_max = 8);
 }  // namespace positions
 
 struct FOVEATE_API AlibiAttention {
-  static constexpr Form form{.card = &relative_position, .summary = "attention with linear biases: a score falls with distance (ALiBi)",
-                             .returns = "[B,H,N,Dv] attended values", .example = R"(q = k = v = torch.randn(2, 4, 16, 8)
+  static constexpr Form form{.card = &relative_position,
+                             .summary = "attention with linear biases: a score falls with distance (ALiBi)",
+                             .returns = "[B,H,N,Dv] attended values",
+                             .example = R"(q = k = v = torch.randn(2, 4, 16, 8)
 assert foveate.alibi_attention(q, k, v, causal=True).shape == (2, 4, 16, 8)
 assert torch.ops.foveate.alibi_slopes(8)[:3].tolist() == [0.5, 0.25, 0.125])"};
   struct Options {

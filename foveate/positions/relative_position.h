@@ -9,8 +9,13 @@
 
 namespace foveate {
 
-inline constexpr Card relative_position{.slug = "relative-position", .title = "Relative positions", .paper = "1803.02155", .year = 2018,
-                                        .family = Family::positions, .cost = "O(N M D)", .causality = Causality::strict,
+inline constexpr Card relative_position{.slug = "relative-position",
+                                        .title = "Relative positions",
+                                        .paper = "1803.02155",
+                                        .year = 2018,
+                                        .family = Family::positions,
+                                        .cost = "O(N M D)",
+                                        .causality = Causality::strict,
                                         .equation = "out = softmax(scale Q K^T + position(j - i)) V"};
 
 /// What the forms of attention with a relative position are given.

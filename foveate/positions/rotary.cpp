@@ -5,7 +5,8 @@ namespace foveate {
 namespace {
 
 void check_rotary(const char* form, const auto& o) {
-  TORCH_CHECK_VALUE(!o.rotary_dim || (*o.rotary_dim > 0 && *o.rotary_dim % 2 == 0), form, ": rotary_dim must be positive and even, got ", *o.rotary_dim);
+  TORCH_CHECK_VALUE(!o.rotary_dim || (*o.rotary_dim > 0 && *o.rotary_dim % 2 == 0), form, ": rotary_dim must be positive and even, got ",
+                    *o.rotary_dim);
   TORCH_CHECK_VALUE(o.base > 0, form, ": base must be positive, got ", o.base);
   TORCH_CHECK_VALUE(o.factor > 0, form, ": factor must be positive, got ", o.factor);
 }
@@ -26,9 +27,9 @@ Tensor positions::rotate(const Tensor& x, const Size& offset, const Rotary& o) {
 
   // Angles in double: a position times a frequency has no digits left in float32 for a long sequence.
   const auto exact = x.options().dtype(at::kDouble);
-  const Tensor position = (at::arange(extent(x, -2), exact) + offset) / (linear ? o.factor : 1);        // [N]
-  const Tensor frequency = at::exp(at::arange(turning / 2, exact) * (-2 * std::log(base) / rd));        // [rd/2]
-  const Tensor angle = position.unsqueeze(1) * frequency;                                               // [N,rd/2]
+  const Tensor position = (at::arange(extent(x, -2), exact) + offset) / (linear ? o.factor : 1);  // [N]
+  const Tensor frequency = at::exp(at::arange(turning / 2, exact) * (-2 * std::log(base) / rd));  // [rd/2]
+  const Tensor angle = position.unsqueeze(1) * frequency;                                         // [N,rd/2]
   const auto type = at::toOpMathType(x.scalar_type());
   const Tensor cos = angle.cos().to(type), sin = angle.sin().to(type);
 
@@ -54,13 +55,13 @@ Tensor RotaryAttention::forward(const Options& o, const Parameters&, const Input
 
 std::pair<Tensor, RotaryAttention::State> RotaryAttention::step(const Options& o, const Parameters&, const Inputs& in, State&& past) {
   TORCH_CHECK_VALUE(o.causal, "rotary_attention_step: causal must be True for a form to stream, got False");
-  TORCH_CHECK_VALUE(o.q_offset <= o.k_offset, "rotary_attention_step: q_offset must not exceed k_offset, or queries would see keys to come; got ", o.q_offset,
-                    " and ", o.k_offset);
+  TORCH_CHECK_VALUE(o.q_offset <= o.k_offset, "rotary_attention_step: q_offset must not exceed k_offset, or queries would see keys to come; got ",
+                    o.q_offset, " and ", o.k_offset);
   const Size before = past.k.defined() ? extent(past.k, 2) : Size(0);
   const Tensor q = positions::rotate(in.q, before + o.q_offset, rotary(o)), k = positions::rotate(in.k, before + o.k_offset, rotary(o));
   State next = past.then(k, in.v);
-  const auto [out, lse] = ops::attention(
-      q, next.k, next.v, {.key_mask = in.key_mask, .causal = true, .scale = o.scale, .offset = before + o.q_offset - o.k_offset});
+  const auto [out, lse] =
+      ops::attention(q, next.k, next.v, {.key_mask = in.key_mask, .causal = true, .scale = o.scale, .offset = before + o.q_offset - o.k_offset});
   return {out, std::move(next)};
 }
 

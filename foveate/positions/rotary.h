@@ -13,7 +13,7 @@ namespace positions {
 struct Rotary {
   optional<int64_t> rotary_dim = {};  ///< channels that turn, even; default all
   double base = 10000;
-  bool interleaved = false;           ///< pairs (2f, 2f+1); else (f, f + rotary_dim/2)
+  bool interleaved = false;  ///< pairs (2f, 2f+1); else (f, f + rotary_dim/2)
   RotaryScaling scaling = RotaryScaling::none;
   double factor = 1;
 };
@@ -25,8 +25,10 @@ FOVEATE_API Tensor rotate(const Tensor& x, const Size& offset, const Rotary& o);
 
 /// The rotation alone.
 struct FOVEATE_API RotaryEmbedding {
-  static constexpr Form form{.card = &relative_position, .summary = "queries or keys turned by their positions (rotary)",
-                             .returns = "[...,N,D] the same vectors turned", .example = R"(turn = foveate.nn.RotaryEmbedding(interleaved=True)
+  static constexpr Form form{.card = &relative_position,
+                             .summary = "queries or keys turned by their positions (rotary)",
+                             .returns = "[...,N,D] the same vectors turned",
+                             .example = R"(turn = foveate.nn.RotaryEmbedding(interleaved=True)
 q = torch.randn(2, 4, 16, 8)
 assert torch.allclose(turn(q).norm(dim=-1), q.norm(dim=-1)))"};
   struct Options {
@@ -40,7 +42,8 @@ assert torch.allclose(turn(q).norm(dim=-1), q.norm(dim=-1)))"};
       f("offset", offset, "position of the first vector");
       f("rotary_dim", rotary_dim, "channels that turn, an even number; the rest pass through; default D");
       f("base", base, "the angles' base (paper: 10000; LLaMA 3: 500000)");
-      f("interleaved", interleaved, "channels (2f, 2f+1) turn together (paper, GPT-J); False: f with f + rotary_dim/2 (GPT-NeoX, LLaMA in Hugging Face)");
+      f("interleaved", interleaved,
+        "channels (2f, 2f+1) turn together (paper, GPT-J); False: f with f + rotary_dim/2 (GPT-NeoX, transformers' LLaMA)");
       f("scaling", scaling, "for longer sequences: linear divides positions by factor, ntk multiplies base by factor^(rd/(rd-2))");
       f("factor", factor, "by how much scaling stretches");
     }
@@ -56,11 +59,13 @@ assert torch.allclose(turn(q).norm(dim=-1), q.norm(dim=-1)))"};
 
 /// Attention of turned queries and keys. Its cache holds turned keys.
 struct FOVEATE_API RotaryAttention {
-  static constexpr Form form{.card = &relative_position, .summary = "attention of queries and keys turned by their positions (rotary)",
-                             .returns = "[B,H,N,Dv] attended values", .example = R"(attend = foveate.nn.RotaryAttention(causal=True)
+  static constexpr Form form{.card = &relative_position,
+                             .summary = "attention of queries and keys turned by their positions (rotary)",
+                             .returns = "[B,H,N,Dv] attended values",
+                             .example = R"(attend = foveate.nn.RotaryAttention(causal=True)
 q = k = v = torch.randn(2, 4, 16, 8)
 out, state = attend.step(q[:, :, :10], k[:, :, :10], v[:, :, :10])
-rest, state = attend.step(q[:, :, 10:], k[:, :, 10:], v[:, :, 10:], state)
+rest, state = attend.step(q[:, :, 10:], k[:, :, 10:], v[:, :, 10:], state=state)
 assert torch.allclose(torch.cat([out, rest], 2), attend(q, k, v), atol=1e-5))"};
   struct Options {
     bool causal = false;
@@ -79,7 +84,8 @@ assert torch.allclose(torch.cat([out, rest], 2), attend(q, k, v), atol=1e-5))"};
       f("k_offset", k_offset, "position of the first key");
       f("rotary_dim", rotary_dim, "channels that turn, an even number; the rest pass through; default D");
       f("base", base, "the angles' base (paper: 10000; LLaMA 3: 500000)");
-      f("interleaved", interleaved, "channels (2f, 2f+1) turn together (paper, GPT-J); False: f with f + rotary_dim/2 (GPT-NeoX, LLaMA in Hugging Face)");
+      f("interleaved", interleaved,
+        "channels (2f, 2f+1) turn together (paper, GPT-J); False: f with f + rotary_dim/2 (GPT-NeoX, transformers' LLaMA)");
       f("scaling", scaling, "for longer sequences: linear divides positions by factor, ntk multiplies base by factor^(rd/(rd-2))");
       f("factor", factor, "by how much scaling stretches");
     }

@@ -5,7 +5,8 @@ namespace foveate {
 
 ops::ScoreBias positions::shaw(const Tensor& key_rows, const optional<Tensor>& value_rows) {
   const auto by_head = [](const Tensor& rows) { return rows.dim() == 2 ? rows.unsqueeze(0) : rows; };  // [H or 1,2c+1,D]
-  return {.rows = by_head(key_rows), .value_rows = value_rows ? optional<Tensor>(by_head(*value_rows)) : std::nullopt,
+  return {.rows = by_head(key_rows),
+          .value_rows = value_rows ? optional<Tensor>(by_head(*value_rows)) : std::nullopt,
           .origin = (extent(key_rows, -2) - 1) / 2};
 }
 

@@ -12,7 +12,8 @@ FOVEATE_API ops::ScoreBias shaw(const Tensor& key_rows, const optional<Tensor>& 
 }  // namespace positions
 
 struct FOVEATE_API ShawAttention {
-  static constexpr Form form{.card = &relative_position, .summary = "attention whose keys and values depend on clipped distance (Shaw)",
+  static constexpr Form form{.card = &relative_position,
+                             .summary = "attention whose keys and values depend on clipped distance (Shaw)",
                              .returns = "[B,H,N,Dv] attended values",
                              .example = R"(attend = foveate.nn.ShawAttention(head_dim=8, max_distance=4, causal=True)
 q = k = v = torch.randn(2, 4, 16, 8)

@@ -7,7 +7,7 @@ namespace foveate {
 namespace positions {
 
 struct T5Buckets {
-  bool bidirectional = true;   ///< half of the buckets for keys after the query; else those all share bucket 0
+  bool bidirectional = true;  ///< half of the buckets for keys after the query; else those all share bucket 0
   int64_t buckets = 32;
   int64_t max_distance = 128;  ///< from here on every distance shares the last bucket
 };
@@ -21,8 +21,10 @@ FOVEATE_API ops::ScoreBias t5(const Tensor& bias_table, const T5Buckets& o);
 }  // namespace positions
 
 struct FOVEATE_API T5Attention {
-  static constexpr Form form{.card = &relative_position, .summary = "attention with a learned bias for each bucket of distances (T5)",
-                             .returns = "[B,H,N,Dv] attended values", .example = R"(attend = foveate.nn.T5Attention(num_heads=4, buckets=16)
+  static constexpr Form form{.card = &relative_position,
+                             .summary = "attention with a learned bias for each bucket of distances (T5)",
+                             .returns = "[B,H,N,Dv] attended values",
+                             .example = R"(attend = foveate.nn.T5Attention(num_heads=4, buckets=16)
 q = k = v = torch.randn(2, 4, 20, 8)
 assert attend(q, k, v).shape == (2, 4, 20, 8)
 assert torch.ops.foveate.t5_buckets(torch.tensor([-200, -1, 0, 1])).tolist() == [15, 1, 0, 17])"};

@@ -19,8 +19,10 @@ FOVEATE_API Tensor sinusoid(const Tensor& distances, int64_t width);
 }  // namespace positions
 
 struct FOVEATE_API XLNetAttention {
-  static constexpr Form form{.card = &relative_position, .summary = "Transformer-XL's position term in both directions (XLNet)",
-                             .returns = "[B,H,N,Dv] attended values", .example = R"(attend = foveate.nn.XLNetAttention(num_heads=4, head_dim=8)
+  static constexpr Form form{.card = &relative_position,
+                             .summary = "Transformer-XL's position term in both directions (XLNet)",
+                             .returns = "[B,H,N,Dv] attended values",
+                             .example = R"(attend = foveate.nn.XLNetAttention(num_heads=4, head_dim=8)
 q = k = v = torch.randn(2, 4, 16, 8)
 r = torch.randn(4, 32, 8)  # row r is distance 16 - r
 assert attend(q, k, v, r).shape == (2, 4, 16, 8))"};

@@ -52,5 +52,84 @@ def merge_attention(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """
     out, lse = torch.ops.foveate.merge_attention(outs, lses)
     return out, lse
-def sparse_attention(): ...
-def linear_attention(): ...
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    key_mask: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """Softmax attention in which a pattern says who attends to whom; its cost follows the pattern.
+
+    pattern: made by `foveate.patterns`, for every length; the last query meets the last key. key_mask: bool [B,M], True where a key
+    takes part; key_lengths: int [B]. bias: broadcastable to [B,H,N,M], added after scaling. scale: default 1/sqrt(D).
+    Returns out [B,H,N,Dv], with return_lse also the log-sum-exp [B,H,N].
+
+    >>> from foveate.patterns import causal, global_tokens, sliding_window
+    >>> q = k = v = torch.randn(1, 2, 512, 16)
+    >>> pattern = (sliding_window(32, 0) | global_tokens(4)) & causal()
+    >>> foveate.sparse_attention(q, k, v, pattern).shape
+    torch.Size([1, 2, 512, 16])
+    """
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"sparse_attention: pattern must be a foveate.patterns.Pattern, got {type(pattern).__name__}")
+    out, lse = torch.ops.foveate.sparse_attention(
+        q,
+        k,
+        v,
+        pattern.expression,
+        list(pattern.tables),
+        key_mask=key_mask,
+        key_lengths=key_lengths,
+        bias=bias,
+        scale=scale,
+    )
+    return (out, lse) if return_lse else out
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    key_mask: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    normalizer: str = "add",
+    eps: float = 1e-6,
+    log_decay: Tensor | None = None,
+    offset: int | None = None,
+    state: tuple[Tensor, Tensor] | None = None,
+    return_state: bool = False,
+) -> Any:
+    """Attention whose weights are products of features: out_i = q_i S_i / d(q_i . z_i) with S = sum k v^T and z = sum k, at O(N F Dv).
+
+    q [B,H,N,F] and k [B,Hk,M,F] are features already, such as `elu(x) + 1`; v [B,Hk,M,Dv]. key_mask: bool [B,M], True where a key
+    takes part; key_lengths: int [B].
+    causal: S and z of query i hold keys up to i + offset; by default offset = M - N, so that the last query meets the last key.
+    normalizer: the denominator d(z). none: 1; add: z + eps; clamp: max(z, eps); clamp_abs: max(|z|, eps); guard: z, but z + 2 eps where
+    |z| <= eps. Where it would be exactly 0 it is 1, so that a query that sees nothing gives zeros.
+    log_decay [B,Hk,M]: with causal, S_j = exp(log_decay_j) S_{j-1} + k_j v_j^T, and z likewise; hidden keys do not decay.
+    state: S [B,Hk,F,Dv] and z [B,Hk,F] of what came before, float32 for half precision; with return_state the result is out and the
+    state after all keys, so that a sequence can be given in pieces.
+
+    >>> q, k = torch.nn.functional.elu(torch.randn(2, 1, 2, 8, 4)) + 1
+    >>> v = torch.randn(1, 2, 8, 3)
+    >>> whole = foveate.linear_attention(q, k, v, causal=True)
+    >>> left, state = foveate.linear_attention(q[:, :, :5], k[:, :, :5], v[:, :, :5], causal=True, return_state=True)
+    >>> right = foveate.linear_attention(q[:, :, 5:], k[:, :, 5:], v[:, :, 5:], causal=True, state=state)
+    >>> torch.testing.assert_close(torch.cat([left, right], 2), whole)
+    """
+    S, z = state or (None, None)
+    out, S, z = torch.ops.foveate.linear_attention(
+        q, k, v, key_mask=key_mask, key_lengths=key_lengths, log_decay=log_decay, state=S, key_sum=z, causal=causal, normalizer=normalizer,
+        eps=eps, offset=offset,
+    )  # fmt: skip
+    return (out, (S, z)) if return_state else out

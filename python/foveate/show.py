@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,21 +19,23 @@ from foveate.compare.contestants import Contestant, contestants_of, find_card
 from foveate.compare.errors import UserError
 from foveate.compare.inputs import Size
 from foveate.compare.report import write_whole
+from foveate.compare.table import WIDE
 
 POSITIONS, HEADS, WIDTH = 64, 2, 32
 PNG_ENLARGED = 10
 SHADES = " ░▒▓█"
 
 
-def mechanisms_table() -> Table:
-    """One row per mechanism."""
-    table = Table(title="Mechanisms of foveate", title_justify="left", title_style="bold")
-    for heading in ("slug", "mechanism", "year", "family", "cost", "causal", "forms"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "year" else "left")
+def mechanisms_table(width: int) -> Table:
+    """One row per mechanism; its forms only where the terminal is wide enough."""
+    table = Table(title="Mechanisms of foveate", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    headings = ["slug", "mechanism", "year", "family", "cost", "causal", "forms in foveate.nn"][: 7 if width >= WIDE else 6]
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading == "slug", justify="right" if heading == "year" else "left")
     for card in sorted(catalog(), key=lambda card: (card.family, card.year, card.slug)):
-        forms = "\n".join(form.class_name for form in card.forms)
+        forms = ", ".join(form.class_name for form in card.forms)
         row = (card.slug, card.title, str(card.year), card.family, card.cost, card.causality, forms)
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell) for cell in row[: len(headings)]))
     return table
 
 

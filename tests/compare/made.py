@@ -27,7 +27,7 @@ def qkv_source(longest: int = 64) -> Source:
 
 def contestant(name: str, call: torch.nn.Module, relation: str = "approximate") -> Contestant:
     """A contestant that always builds the same call."""
-    return Contestant(name, "qkv", relation, False, lambda size: {}, lambda options: call, None, name, False)  # type: ignore[arg-type]
+    return Contestant(name, "qkv", relation, False, lambda size: {}, lambda options: call, None, name)  # type: ignore[arg-type]
 
 
 class Window(torch.nn.Module):

@@ -33,6 +33,10 @@ def test_crossover_of_a_contestant_that_is_always_faster() -> None:
     assert crossover(LENGTHS, [0.9, 0.8, 0.5, 0.2]) == Crossover("always", None)
 
 
+def test_a_tie_at_the_longest_length_is_no_crossover() -> None:
+    assert crossover(LENGTHS, [0.99, 0.98, 0.97, 0.96]) == Crossover("never", None)
+
+
 def test_crossover_is_extrapolated_only_where_the_ratio_falls_fast_enough() -> None:
     assert crossover(LENGTHS, [16.0, 8.0, 4.0, 2.0]) == Crossover("extrapolated", 4096)
     assert crossover(LENGTHS, [3.0, 3.0, 3.0, 3.0]) == Crossover("never", None)

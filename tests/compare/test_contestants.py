@@ -33,13 +33,16 @@ def test_contestant_runs_forward_and_backward(contestant) -> None:
 
 
 @pytest.mark.parametrize("contestant", ATTENTIONS, ids=lambda contestant: contestant.name)
-def test_attention_is_linear_in_the_values_so_that_it_has_a_map(contestant) -> None:
+def test_attention_is_affine_in_the_values_so_that_it_has_a_map(contestant) -> None:
     q, k, v = sample("qkv").tensors
     call = contestant.build(Size(64, 4, 16), torch.float32).eval()
     with torch.no_grad():
         weights = maps.attention_map(call, q, k, seed=5)
-        torch.manual_seed(5)
-        torch.testing.assert_close(weights @ v[0], call(q, k, v)[0], rtol=1e-3, atol=1e-4)
+        outputs = []
+        for values in (v, torch.zeros_like(v)):
+            torch.manual_seed(5)
+            outputs.append(call(q, k, values)[0])
+    torch.testing.assert_close(weights @ v[0], outputs[0] - outputs[1], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("contestant", [each for each in ATTENTIONS if each.relation == "exact"], ids=lambda contestant: contestant.name)
@@ -65,8 +68,8 @@ def test_a_kind_of_input_that_nobody_asked_for_has_no_baseline_either() -> None:
 
 
 def test_a_form_without_a_row_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contestants, "ROWS", [row for row in ROWS if row.form != "multihead_attention"])
-    assert choose(["qkv"], ["vanilla"])[1] == [("multihead_attention", "needs an input of its own")]
+    monkeypatch.setattr(contestants, "ROWS", [row for row in ROWS if row.form != "MultiheadAttention"])
+    assert choose(["qkv"], ["vanilla"])[1] == [("MultiheadAttention", "needs an input of its own")]
 
 
 def test_a_mistyped_mechanism_gets_the_nearest_name() -> None:

@@ -57,6 +57,25 @@ def test_a_failing_contestant_is_left_out_with_its_reason_in_one_line() -> None:
     assert panel.results[1].points == []
 
 
+def test_an_output_that_is_not_finite_is_refused() -> None:
+    class Overflowing(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return v * float("inf")
+
+    panel = run_panel(qkv_source(), [SDPA, contestant("Overflowing", Overflowing())], SETTINGS, Watcher())
+    assert panel.dropped[0].why == "its output holds NaN or infinite numbers"
+
+
+def test_what_has_parameters_is_marked_untrained() -> None:
+    class Weighted(Window):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+    results = run_panel(qkv_source(), [SDPA, contestant("Weighted", Weighted())], SETTINGS, Watcher()).results
+    assert [result.untrained for result in results] == [False, True]
+
+
 def test_a_point_that_would_not_fit_in_memory_is_dropped_before_it_is_tried() -> None:
     told: list[str] = []
     limited = dataclasses.replace(SETTINGS, memory_limit=500_000, backward=False)  # needs 100 kB at 16, 1.6 MB at 64

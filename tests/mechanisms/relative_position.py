@@ -22,7 +22,8 @@ CASES = [
          lengths_fixed=NO_LENGTH, gradcheck=SMALL),
     Case("xl_net_attention", QKV, {"num_heads": 2, "head_dim": 4, "causal": True}, make=POSITIONS, length=(), lengths_fixed=NO_LENGTH, causal=True,
          gradcheck=SMALL),
-    Case("t5_attention", QKV, {"num_heads": 2, "buckets": 8, "max_distance": 5}, given=("key_mask",), make=KEY_MASK, mask="key_mask", gradcheck=SMALL),
+    Case("t5_attention", QKV, {"num_heads": 2, "buckets": 8, "max_distance": 5}, given=("key_mask",), make=KEY_MASK, mask="key_mask",
+         gradcheck=SMALL),
     Case("t5_attention", QKV, {"num_heads": 2, "buckets": 4, "max_distance": 4, "bidirectional": False, "causal": True}, causal=True,
          gradcheck=SMALL),
     Case("alibi_attention", {**QKV, "H": 3, "Hk": 3}, given=("key_mask",), make=KEY_MASK, mask="key_mask", gradcheck=SMALL),
@@ -35,7 +36,13 @@ CASES = [
     Case("rotary_attention", QKV, {"causal": True, "q_offset": 4, "k_offset": 5}, causal=True, name="late", gradcheck=SMALL),
 ]  # fmt: skip
 
-FORMS = {"shaw": "shaw_attention", "xl_bidirectional": "xl_net_attention", "t5": "t5_attention", "alibi": "alibi_attention", "rope": "rotary_attention"}
+FORMS = {
+    "shaw": "shaw_attention",
+    "xl_bidirectional": "xl_net_attention",
+    "t5": "t5_attention",
+    "alibi": "alibi_attention",
+    "rope": "rotary_attention",
+}
 OPTIONS = {
     "shaw": ("max_distance",),
     "xl_bidirectional": (),

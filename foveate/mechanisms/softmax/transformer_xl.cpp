@@ -14,11 +14,15 @@ optional<int64_t> window(const auto& o) { return o.same_length ? optional<int64_
 Tensor attend_with_tables(const TransformerXLLayer::Options& o, const XLBlock& p, const XLBias& bias, const Tensor& q, const Tensor& k,
                           const Tensor& v, const optional<Tensor>& key_mask) {
   const int64_t rows = std::min(o.table_length, o.clamp_len.value_or(o.table_length));
-  const Tensor table = at::cat({*p.distance_keys, p.distance_bias->unsqueeze(-1)}, -1).narrow(0, o.table_length - rows, rows).transpose(0, 1);  // [H,rows,D+1]
+  const Tensor whole = at::cat({*p.distance_keys, p.distance_bias->unsqueeze(-1)}, -1);  // [K,H,D+1]
+  const Tensor table = whole.narrow(0, o.table_length - rows, rows).transpose(0, 1);     // [H,rows,D+1]
   const Tensor one = at::ones_like(q.narrow(-1, 0, 1));
   const auto with_zero = [](const Tensor& x) { return at::constant_pad_nd(x, {0, 1}); };
   return ops::attention(with_zero(positions::plus_bias(q, bias.content)), with_zero(k), v,
-                        {.key_mask = key_mask, .causal = true, .window = window(o), .scale = default_scale(q),
+                        {.key_mask = key_mask,
+                         .causal = true,
+                         .window = window(o),
+                         .scale = default_scale(q),
                          .position = {.rows = table, .row_query = at::cat({q, one}, -1), .origin = rows - 1}})
       .out;
 }
@@ -28,12 +32,13 @@ Tensor attend_with_tables(const TransformerXLLayer::Options& o, const XLBlock& p
 void TransformerXLAttention::check(const Options& o) {
   TORCH_CHECK_VALUE(o.num_heads > 0, "transformer_xl_attention: num_heads must be positive, got ", o.num_heads);
   TORCH_CHECK_VALUE(o.head_dim > 0, "transformer_xl_attention: head_dim must be positive, got ", o.head_dim);
-  TORCH_CHECK_VALUE(o.mem_len >= (o.same_length ? 1 : 0), "transformer_xl_attention: mem_len must be ", o.same_length ? "positive with same_length" : "0 or more",
-                    ", got ", o.mem_len);
+  TORCH_CHECK_VALUE(o.mem_len >= (o.same_length ? 1 : 0), "transformer_xl_attention: mem_len must be ",
+                    o.same_length ? "positive with same_length" : "0 or more", ", got ", o.mem_len);
 }
 
 TransformerXLAttention::Parameters TransformerXLAttention::init(const Options& o) {
-  return {.content_bias = layers::normal({o.num_heads, o.head_dim}, deviation), .position_bias = layers::normal({o.num_heads, o.head_dim}, deviation)};
+  return {.content_bias = layers::normal({o.num_heads, o.head_dim}, deviation),
+          .position_bias = layers::normal({o.num_heads, o.head_dim}, deviation)};
 }
 
 Tensor TransformerXLAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
@@ -54,8 +59,8 @@ void TransformerXLLayer::check(const Options& o) {
   TORCH_CHECK_VALUE(o.num_heads > 0, "transformer_xl: num_heads must be positive, got ", o.num_heads);
   TORCH_CHECK_VALUE(o.head_dim > 0, "transformer_xl: head_dim must be positive, got ", o.head_dim);
   TORCH_CHECK_VALUE(o.inner_dim > 0, "transformer_xl: inner_dim must be positive, got ", o.inner_dim);
-  TORCH_CHECK_VALUE(o.mem_len >= (o.same_length ? 1 : 0), "transformer_xl: mem_len must be ", o.same_length ? "positive with same_length" : "0 or more", ", got ",
-                    o.mem_len);
+  TORCH_CHECK_VALUE(o.mem_len >= (o.same_length ? 1 : 0), "transformer_xl: mem_len must be ",
+                    o.same_length ? "positive with same_length" : "0 or more", ", got ", o.mem_len);
   TORCH_CHECK_VALUE(o.clamp_len.value_or(1) > 0, "transformer_xl: clamp_len must be positive, got ", *o.clamp_len);
   TORCH_CHECK_VALUE(o.table_length > 0, "transformer_xl: table_length must be positive, got ", o.table_length);
 }
@@ -63,10 +68,15 @@ void TransformerXLLayer::check(const Options& o) {
 XLBlock init_xl_block(const TransformerXLLayer::Options& o) {
   const int64_t E = o.embed_dim, inner = o.num_heads * o.head_dim;
   const auto linear = [](int64_t in, int64_t out) { return layers::Linear{.weight = layers::normal({out, in}, deviation)}; };
-  const auto with_bias = [&](int64_t in, int64_t out) { return layers::Linear{.weight = layers::normal({out, in}, deviation), .bias = layers::zeros({out})}; };
+  const auto with_bias = [&](int64_t in, int64_t out) {
+    return layers::Linear{.weight = layers::normal({out, in}, deviation), .bias = layers::zeros({out})};
+  };
   const auto norm = [&]() { return layers::LayerNorm{.weight = layers::normal({E}, deviation, 1), .bias = layers::zeros({E})}; };
-  XLBlock made{.qkv = linear(E, 3 * inner), .out = linear(inner, E), .attention_norm = norm(),
-               .feed_forward = {.up = with_bias(E, o.inner_dim), .down = with_bias(o.inner_dim, E)}, .feed_forward_norm = norm()};
+  XLBlock made{.qkv = linear(E, 3 * inner),
+               .out = linear(inner, E),
+               .attention_norm = norm(),
+               .feed_forward = {.up = with_bias(E, o.inner_dim), .down = with_bias(o.inner_dim, E)},
+               .feed_forward_norm = norm()};
   if (o.position == XLPosition::sinusoid) {
     made.relative = linear(E, inner);
   } else {
@@ -100,7 +110,8 @@ Tensor TransformerXLLayer::forward(const Options& o, const Parameters& parameter
   if (o.position == XLPosition::sinusoid) {
     const Tensor behind = at::arange(M, x.options().dtype(at::kLong)).flip(0);  // distances, from far to near
     const Tensor distance = o.clamp_len ? behind.clamp_max(*o.clamp_len) : behind;
-    const Tensor r = (*p.relative)(positions::sinusoid(distance, o.embed_dim).to(x.scalar_type())).unflatten(-1, {o.num_heads, -1}).transpose(0, 1);  // [H,M,D]
+    const Tensor table = positions::sinusoid(distance, o.embed_dim).to(x.scalar_type());     // [M,E]
+    const Tensor r = (*p.relative)(table).unflatten(-1, {o.num_heads, -1}).transpose(0, 1);  // [H,M,D]
     attended = TransformerXLAttention::forward({.num_heads = o.num_heads, .head_dim = o.head_dim, .mem_len = o.mem_len, .same_length = o.same_length},
                                                {.content_bias = bias.content, .position_bias = *bias.position},
                                                {.q = q, .k = k, .v = v, .r = r, .key_mask = in.key_mask});

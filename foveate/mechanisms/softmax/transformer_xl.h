@@ -8,14 +8,21 @@
 
 namespace foveate {
 
-inline constexpr Card transformer_xl{.slug = "transformer-xl", .title = "Transformer-XL", .paper = "1901.02860", .year = 2019,
-                                     .family = Family::softmax, .cost = "O(N (N + mem_len) D)", .causality = Causality::strict,
+inline constexpr Card transformer_xl{.slug = "transformer-xl",
+                                     .title = "Transformer-XL",
+                                     .paper = "1901.02860",
+                                     .year = 2019,
+                                     .family = Family::softmax,
+                                     .cost = "O(N (N + mem_len) D)",
+                                     .causality = Causality::strict,
                                      .equation = "out = softmax(((Q + u) K^T + (Q + v) R^T) / sqrt(D)) V, keys and values of [memory; segment]"};
 
 /// The bare function, causal: the last query meets the last key.
 struct FOVEATE_API TransformerXLAttention {
-  static constexpr Form form{.card = &transformer_xl, .summary = "causal attention with Transformer-XL's relative positions",
-                             .returns = "[B,H,N,Dv] attended values", .example = R"(attend = foveate.nn.TransformerXLAttention(num_heads=4, head_dim=8)
+  static constexpr Form form{.card = &transformer_xl,
+                             .summary = "causal attention with Transformer-XL's relative positions",
+                             .returns = "[B,H,N,Dv] attended values",
+                             .example = R"(attend = foveate.nn.TransformerXLAttention(num_heads=4, head_dim=8)
 q, k, r = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 16, 8), torch.randn(4, 16, 8)
 assert attend(q, k, k, r).shape == (2, 4, 6, 8))"};
   struct Options {
@@ -99,8 +106,10 @@ struct FOVEATE_API XLBlock {
 
 /// One layer: attention over memory and segment, then the position-wise network.
 struct FOVEATE_API TransformerXLLayer {
-  static constexpr Form form{.card = &transformer_xl, .summary = "one layer, attending from a segment to its memory and itself",
-                             .returns = "[B,N,E] the segment, transformed", .example = R"(layer = foveate.nn.TransformerXLLayer(embed_dim=32, num_heads=4, head_dim=8, inner_dim=64)
+  static constexpr Form form{.card = &transformer_xl,
+                             .summary = "one layer, attending from a segment to its memory and itself",
+                             .returns = "[B,N,E] the segment, transformed",
+                             .example = R"(layer = foveate.nn.TransformerXLLayer(embed_dim=32, num_heads=4, head_dim=8, inner_dim=64)
 x, memory = torch.randn(2, 6, 32), torch.randn(2, 10, 32)
 assert layer(x, memory).shape == (2, 6, 32))"};
   struct Options {

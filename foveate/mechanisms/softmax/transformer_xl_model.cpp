@@ -5,8 +5,16 @@ namespace foveate {
 namespace {
 
 TransformerXLLayer::Options layer_options(const TransformerXL::Options& o) {
-  return {.embed_dim = o.embed_dim, .num_heads = o.num_heads, .head_dim = o.head_dim, .inner_dim = o.inner_dim, .mem_len = o.mem_len,
-          .same_length = o.same_length, .clamp_len = o.clamp_len, .pre_norm = o.pre_norm, .position = o.position, .table_length = o.table_length};
+  return {.embed_dim = o.embed_dim,
+          .num_heads = o.num_heads,
+          .head_dim = o.head_dim,
+          .inner_dim = o.inner_dim,
+          .mem_len = o.mem_len,
+          .same_length = o.same_length,
+          .clamp_len = o.clamp_len,
+          .pre_norm = o.pre_norm,
+          .position = o.position,
+          .table_length = o.table_length};
 }
 
 /// Learned positions have a bias u in every layer.
@@ -49,9 +57,7 @@ TransformerXL::Parameters TransformerXL::init(const Options& o) {
   return made;
 }
 
-Tensor TransformerXL::forward(const Options& o, const Parameters& p, const Inputs& in) {
-  return hidden_states(o, p, in.ids, {}, in.key_mask).back();
-}
+Tensor TransformerXL::forward(const Options& o, const Parameters& p, const Inputs& in) { return hidden_states(o, p, in.ids, {}, in.key_mask).back(); }
 
 std::pair<Tensor, TransformerXL::State> TransformerXL::step(const Options& o, const Parameters& p, const Inputs& in, State&& past) {
   const std::size_t count = p.layers.size() + 1;

@@ -1,13 +1,15 @@
-// The Transformer-XL language model: a stack of layers over a segment, each with a memory of what it was given for earlier segments.   arXiv 1901.02860
+// The Transformer-XL language model: layers over a segment, each with a memory of what it was given for earlier ones.   arXiv 1901.02860
 #pragma once
 #include <foveate/transformer_xl.h>
 
 namespace foveate {
 
 struct FOVEATE_API TransformerXL {
-  static constexpr Form form{.card = &transformer_xl, .summary = "language model over segments with memory, without the vocabulary's projection",
-                             .returns = "[B,N,E] hidden states of the last layer",
-                             .example = R"(model = foveate.nn.TransformerXL(vocab_size=50, num_layers=2, embed_dim=32, num_heads=4, head_dim=8, inner_dim=64, mem_len=16)
+  static constexpr Form form{
+      .card = &transformer_xl,
+      .summary = "language model over segments with memory, without the vocabulary's projection",
+      .returns = "[B,N,E] hidden states of the last layer",
+      .example = R"(model = foveate.nn.TransformerXL(vocab_size=50, num_layers=2, embed_dim=32, num_heads=4, head_dim=8, inner_dim=64, mem_len=16)
 tokens = torch.randint(50, (2, 12))
 first, state = model.step(tokens[:, :6])
 second, state = model.step(tokens[:, 6:], state=state)

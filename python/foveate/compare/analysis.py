@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FITTED_LENGTHS = 3  # an exponent is fitted over the longest three, where fixed costs weigh least
+FASTER = 0.95  # a ratio to exact attention below this counts as faster; from here to 1 it is a tie
 FARTHEST = 16  # a crossover is extrapolated to at most this many times the longest length
 
 
@@ -33,7 +34,7 @@ def fitted_exponent(lengths: Sequence[int], values: Sequence[float]) -> float | 
 def crossover(lengths: Sequence[int], ratios: Sequence[float]) -> Crossover:
     """Where the ratio to exact attention falls below 1 for good, interpolated in logarithms between lengths."""
     logs = [math.log(ratio) for ratio in ratios]
-    if not logs:
+    if not logs or FASTER <= ratios[-1] <= 1:  # a tie
         return Crossover("never", None)
     slower = [index for index, value in enumerate(logs) if value >= 0]
     if not slower:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from foveate.compare.analysis import FASTER
 from foveate.compare.results import Panel, Point, Result
 
 Rival = tuple[Result, Point]
-FASTER = 0.95  # a ratio below this counts as faster; closer ones are a tie
 
 
 def answer(panel: Panel, tolerance: float) -> list[str]:

@@ -1,6 +1,6 @@
 """Who takes part: one row per contestant. A later mechanism adds one row to ROWS.
 
-A row names a form of the catalogue, the input it takes and its options for a given size. A mechanism may have several
+A row names a form by its class, the input it takes and its options for a given size. A mechanism may have several
 rows.
 """
 
@@ -21,70 +21,94 @@ from foveate.compare.errors import UserError, nearest
 from foveate.compare.inputs import Kind, Sample, Size
 
 Relation = Literal["exact", "approximate", "different"]
-Options = Callable[[Size], Mapping[str, Any]]
+Options = Callable[[Size], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Row:
     """One contestant of the table below."""
 
-    form: str  # name in the catalogue
+    form: str  # class in foveate.nn
     label: str
     kind: Kind
     relation: Relation  # to exact attention; one that computes something different has no error
     options: Options = lambda size: {}
     baseline: bool = False
+    extra: Callable[[Size], tuple[Tensor, ...]] = lambda size: ()  # inputs after the sample's own
 
 
-def _heads(size: Size) -> Mapping[str, Any]:
-    return {"heads": size.heads}
+def _heads(size: Size) -> dict[str, Any]:
+    return {"num_heads": size.heads, "head_dim": size.width}
 
 
-def _layer(size: Size) -> Mapping[str, Any]:
+def _layer(size: Size) -> dict[str, Any]:
     return {"embed_dim": size.width, "num_heads": size.heads}
 
 
-def _channels(size: Size) -> Mapping[str, Any]:
-    return {"channels": size.width}
+def _set(size: Size) -> dict[str, Any]:
+    return {"dim": size.width, "num_heads": size.heads}
+
+
+def _efficient_block(size: Size) -> dict[str, Any]:
+    half = size.width // 2  # as wide as the non-local block's inner width
+    return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
 
 
 ROWS: tuple[Row, ...] = (
-    Row("attention", "Exact attention (foveate)", "qkv", "exact"),
-    Row("shaw_attention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
-    Row("t5_attention", "T5 relative bias", "qkv", "different", _heads),
-    Row("alibi_attention", "ALiBi", "qkv", "different", _heads),
-    Row("rotary_attention", "Rotary positions", "qkv", "different"),
-    Row("xlnet_attention", "XLNet relative positions", "qkv", "different"),
-    Row("transformer_xl_attention", "Transformer-XL", "qkv", "different"),
-    Row("efficient_attention", "Efficient Attention", "qkv", "approximate"),
-    Row("linear_transformer_attention", "Linear Transformer", "qkv", "approximate"),
-    Row("linformer_attention", "Linformer, learned, rank 128", "qkv", "approximate", lambda size: _linformer(size, "linear")),
-    Row("linformer_attention", "Linformer, mean pooling, rank 128", "qkv", "approximate", lambda size: _linformer(size, "mean")),
-    Row("sparse_transformer_attention", "Sparse Transformer, strided", "qkv", "approximate", lambda size: _sparse(size, "strided")),
-    Row("sparse_transformer_attention", "Sparse Transformer, fixed", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
-    Row("smyrf_attention", "SMYRF, 4 rounds of 64", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
-    Row("smyrf_attention", "SMYRF, 8 rounds of 128", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
-    Row("multihead_attention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
-    Row("sab", "Set attention block (SAB)", "vectors", "different", _layer),
-    Row("isab", "Induced set attention block (ISAB)", "vectors", "different", _layer),
-    Row("pma", "Pooling by attention (PMA)", "vectors", "different", _layer),
-    Row("non_local_block", "Non-local block", "map", "exact", _channels, baseline=True),
-    Row("efficient_attention_block", "Efficient Attention block", "map", "different", _channels),
-    Row("cbam", "CBAM", "map", "different", _channels),
-    Row("bam", "BAM", "map", "different", _channels),
+    Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
+    Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
+    Row("T5Attention", "T5 relative bias", "qkv", "different", lambda size: {"num_heads": size.heads, "scale": size.width**-0.5}),
+    Row("AlibiAttention", "ALiBi", "qkv", "different"),
+    Row("RotaryAttention", "Rotary positions", "qkv", "different"),
+    Row("XLNetAttention", "XLNet relative positions", "qkv", "different", _heads, extra=lambda size: _distances(size, 2)),
+    Row("TransformerXLAttention", "Transformer-XL (causal)", "qkv", "different", _heads, extra=lambda size: _distances(size, 1)),
+    Row("EfficientAttention", "Efficient Attention", "qkv", "approximate", lambda size: {"temperature": size.width**0.25}),
+    Row("LinearTransformerAttention", "Linear Transformer", "qkv", "approximate"),
+    Row("LinformerAttention", "Linformer (learned, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "linear")),
+    Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
+    Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
+    Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
+    Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
+    Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
+    Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
+    Row("LinformerMultiheadAttention", "Linformer layer (rank 128)", "vectors", "different", lambda size: _layer(size) | _linformer(size, "linear")),
+    Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
+    Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
+    Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
+    Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
+    Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
+    Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
+    Row("CBAM", "CBAM", "map", "different", lambda size: {"gate_channels": size.width}),
+    Row("BAM", "BAM", "map", "different", lambda size: {"gate_channels": size.width}),
 )
 
 
-def _linformer(size: Size, kind: str) -> Mapping[str, Any]:
+# Why a form has no row, where it is not for its input.
+REASONS = {
+    "PMA": "pools a sequence into a few vectors",
+    "RotaryEmbedding": "is a part of RotaryAttention",
+    "NonLocalAttention": "is exact attention with a scale of its own",
+    "LinformerEncoder": "is a whole model",
+    "SetTransformer": "is a whole model",
+    "TransformerXL": "is a whole model",
+}
+
+
+def _distances(size: Size, lengths: int) -> tuple[Tensor]:
+    """Projected positions [H,lengths N,D], as a layer's projection of sinusoids would give."""
+    return (torch.randn(size.heads, lengths * size.length, size.width),)
+
+
+def _linformer(size: Size, kind: str) -> dict[str, Any]:
     return {"length": size.length, "rank": min(128, size.length), "kind": kind}
 
 
-def _sparse(size: Size, pattern: str) -> Mapping[str, Any]:
+def _sparse(size: Size, pattern: str) -> dict[str, Any]:
     """The stride is about the root of the length, as in the paper."""
     return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
 
 
-def _smyrf(size: Size, rounds: int, cluster: int) -> Mapping[str, Any]:
+def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
     cluster = min(cluster, size.length)
     return {"n_hashes": rounds, "q_cluster_size": cluster, "k_cluster_size": cluster}
 
@@ -101,25 +125,26 @@ class Contestant:
     make: Callable[[Mapping[str, Any]], Callable[..., Any]]
     card: Card | None  # None: torch's own
     form: str
-    untrained: bool  # it has parameters, which are at their random start
+    extra: Callable[[Size], tuple[Tensor, ...]] = lambda size: ()
 
     def build(self, size: Size, dtype: torch.dtype) -> nn.Module:
         """A call of the sample's tensors that returns the output."""
         built = self.make(self.options(size))
         if isinstance(built, nn.Module):
             built = built.to(dtype)
-        return _FirstOutput(built)
+        return _Call(built, tuple(tensor.to(dtype) for tensor in self.extra(size)))
 
 
-class _FirstOutput(nn.Module):
-    """A call whose output is the first of several."""
+class _Call(nn.Module):
+    """A call with its extra inputs in place, whose output is the first of several."""
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, call: Callable[..., Any], extra: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.call = call
+        self.extra = extra
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        result = self.call(*inputs)
+        result = self.call(*inputs, *self.extra)
         return result if isinstance(result, Tensor) else result[0]
 
 
@@ -132,7 +157,6 @@ SDPA = Contestant(
     make=lambda options: F.scaled_dot_product_attention,
     card=None,
     form="torch.nn.functional.scaled_dot_product_attention",
-    untrained=False,
 )
 
 
@@ -144,7 +168,8 @@ def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Con
     for slug in slugs or ():
         if slug not in known:
             raise UserError(f"no mechanism called '{slug}'{nearest(slug, known)}; `foveate list` names them all")
-    every = [contestant for card in cards for contestant in contestants_of(card)]
+    labels = [row.label for row in ROWS]
+    every = sorted((each for card in cards for each in contestants_of(card)), key=lambda each: labels.index(each.name))
     chosen: list[Contestant] = []
     for kind in dict.fromkeys(kinds):
         of_kind = [each for each in every if each.kind == kind]
@@ -154,8 +179,8 @@ def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Con
             chosen += baseline + [each for each in asked if not each.baseline]
     if not chosen:
         raise UserError(f"none of {', '.join(slugs or known)} takes this input: {_takers(wanted)}")
-    rowless = [form.name for card in wanted for form in card.forms if not any(row.form == form.name for row in ROWS)]
-    return chosen, [(name, "needs an input of its own") for name in rowless]
+    rowless = [form.class_name for card in wanted for form in card.forms if not any(row.form == form.class_name for row in ROWS)]
+    return chosen, [(name, REASONS.get(name, "needs an input of its own")) for name in rowless]
 
 
 def find_card(slug: str) -> Card:
@@ -168,7 +193,7 @@ def find_card(slug: str) -> Card:
 
 def contestants_of(card: Card) -> list[Contestant]:
     """The contestants of one mechanism."""
-    return [_contestant(row, card, form) for form in card.forms for row in ROWS if row.form == form.name]
+    return [_contestant(row, card, form) for form in card.forms for row in ROWS if row.form == form.class_name]
 
 
 def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
@@ -187,8 +212,8 @@ def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
         options=lambda size: {**both_ways, **row.options(size)},
         make=make,
         card=card,
-        form=form.name,
-        untrained=form.has_parameters,
+        form=f"foveate.nn.{form.class_name}",
+        extra=row.extra,
     )
 
 

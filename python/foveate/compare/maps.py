@@ -1,7 +1,8 @@
 """Attention maps: the weights with which each query reads each key, and their picture.
 
-Every mechanism whose output is linear in v gives its map away: with v = the identity, column m of the output is the
-weight of key m. The identity goes in in blocks as wide as a head, so that mechanisms that want Dv = D are served too.
+Every attention is affine in v, out = weights v + rest (Shaw's positions have a rest), and so gives its map away: for v = the
+identity less for v = 0, column m of the output is the weight of key m. The identity goes in in blocks as wide as a head, so
+that mechanisms that want Dv = D are served too.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ _STOPS_DOWN = ((16, 18, 40), (14, 94, 120), (60, 205, 200))
 
 
 def attention_map(call: Callable[..., Tensor], q: Tensor, k: Tensor, seed: int) -> Tensor:
-    """Weights [H,N,M] of the first batch entry of a qkv call: out = weights v."""
+    """Weights [H,N,M] of the first batch entry of a qkv call."""
     heads, m, width = k.shape[1:]
     identity = torch.eye(m, dtype=k.dtype)
+
+    def output(block: Tensor) -> Tensor:
+        """For values [M,D]: [H,N,D]."""
+        torch.manual_seed(seed)  # the same draws for every block
+        return call(q[:1], k[:1], block.expand(1, heads, m, width).contiguous())[0]
+
     columns = []
     with torch.no_grad():
+        rest = output(torch.zeros(m, width, dtype=k.dtype))
         for start in range(0, m, width):
             block = torch.zeros(m, width, dtype=k.dtype)
             block[:, : min(width, m - start)] = identity[:, start : start + width]
-            torch.manual_seed(seed)  # the same draws for every block
-            columns.append(call(q[:1], k[:1], block.expand(1, heads, m, width).contiguous())[0])
+            columns.append(output(block) - rest)
     return torch.cat(columns, dim=-1)[..., :m]
 
 

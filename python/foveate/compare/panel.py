@@ -30,6 +30,7 @@ class _Ready:
     calls: dict[Mode, measure.Call]
     bytes: dict[Mode, int]
     error: measure.Error | None
+    untrained: bool
 
 
 def work(source: Source, contestants: Sequence[Contestant], settings: Settings) -> float:
@@ -47,6 +48,7 @@ def run_panel(source: Source, contestants: Sequence[Contestant], settings: Setti
     baseline = next((contestant.name for contestant in contestants if contestant.baseline), contestants[0].name)
     points: dict[str, list[Point]] = {contestant.name: [] for contestant in contestants}
     memory = {contestant.name: _probed_memory(contestant, source, lengths[0], settings) for contestant in contestants}
+    untrained: set[str] = set()
     dropped: list[Dropped] = []
     measured_lengths: list[int] = []
 
@@ -67,8 +69,9 @@ def run_panel(source: Source, contestants: Sequence[Contestant], settings: Setti
                 watcher.advance(share / (settings.rounds + 1))
         for name, point in _timed(ready, baseline, sample.size.length, settings, watcher, share).items():
             points[name].append(point)
+        untrained |= {each.contestant.name for each in ready if each.untrained}
 
-    results = [_result(contestant, source, lengths, points[contestant.name], baseline) for contestant in contestants]
+    results = [_result(contestant, source, lengths, points[contestant.name], baseline, untrained) for contestant in contestants]
     panel = Panel(source.kind, source.subject, source.description, baseline, measured_lengths, [], results, dropped)
     return dataclasses.replace(panel, answer=answer(panel, settings.tolerance))
 
@@ -88,6 +91,8 @@ def _prepare(contestant: Contestant, sample: Sample, exact: Tensor | None, memor
         with torch.no_grad():
             torch.manual_seed(settings.seed)
             output = call(*sample.tensors)
+        if not torch.isfinite(output).all():
+            raise _RefusedError("its output holds NaN or infinite numbers")
         judged = exact if contestant.relation != "different" else None
         error = None if judged is None else measure.error_against(judged, output)
         calls: dict[Mode, measure.Call] = {"forward": _forward_call(call, sample)}
@@ -98,7 +103,7 @@ def _prepare(contestant: Contestant, sample: Sample, exact: Tensor | None, memor
     except (RuntimeError, ValueError, TypeError, MemoryError, NotImplementedError) as problem:
         raise _RefusedError(_one_line(problem)) from None
     memory.append((length, max(taken.values())))
-    return _Ready(contestant, calls, taken, error)
+    return _Ready(contestant, calls, taken, error, untrained=any(True for _ in call.parameters()))
 
 
 def _timed(ready: Sequence[_Ready], baseline: str, length: int, settings: Settings, watcher: Watcher, share: float) -> dict[str, Point]:
@@ -159,7 +164,7 @@ def _training_call(contestant: Contestant, sample: Sample, output: Tensor, setti
     return train
 
 
-def _result(contestant: Contestant, source: Source, lengths: Sequence[int], points: list[Point], baseline: str) -> Result:
+def _result(contestant: Contestant, source: Source, lengths: Sequence[int], points: list[Point], baseline: str, untrained: set[str]) -> Result:
     card = contestant.card
     measured = [point.length for point in points]
     costs = {
@@ -177,7 +182,7 @@ def _result(contestant: Contestant, source: Source, lengths: Sequence[int], poin
         year=card.year if card else None,
         claimed_cost=card.cost if card else "O(N^2)",
         options=dict(contestant.options(source.at(lengths[-1]).size)),
-        untrained=contestant.untrained,
+        untrained=contestant.name in untrained,
         points=points,
         exponents={name: analysis.fitted_exponent(measured, values) for name, values in costs.items()},
         crossover=None if contestant.name == baseline else analysis.crossover(list(ratios), list(ratios.values())),

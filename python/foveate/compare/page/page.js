@@ -16,7 +16,9 @@ function headline() {
   document.getElementById("headline").textContent = unbroken(first ?? "Nothing could be compared");
   document.getElementById("more").append(...others.map((answer) => make("p", {}, unbroken(answer))));
   const {machine, settings, versions} = report;
-  const facts = {Processor: `${machine.processor} (${machine.instruction_set})`, Threads: `${machine.threads} on ${machine.cores} cores${machine.load > 0.5 * machine.cores ? `, busy (load ${machine.load})` : ""}`, Numbers: settings.dtype,
+  if (machine.load > 0.5 * machine.cores) document.getElementById("more").append(make("p", {class: "warning"},
+    `The machine was busy when this began (load ${machine.load} on ${machine.cores} cores): times may mislead.`));
+  const facts = {Processor: `${machine.processor} (${machine.instruction_set})`, Threads: `${machine.threads} on ${machine.cores} cores`, Numbers: settings.dtype,
     Rounds: settings.rounds, Seed: settings.seed, Software: `foveate ${versions.foveate}, torch ${versions.torch}`,
     Measured: report.created.replace("T", " ").replace("+00:00", " UTC")};
   document.getElementById("facts").append(...Object.entries(facts).map(([name, fact]) =>
