@@ -27,7 +27,7 @@ template <> inline constexpr auto names<LinformerInit> =
     std::array<std::string_view, 4>{"xavier_uniform", "xavier_normal", "uniform", "normal"};
 
 /// E or F: a sequence of M tokens -> K slots.
-struct SlotProjection {
+struct FOVEATE_API SlotProjection {
   optional<Tensor> weight;  // [K,length] or [H,K,length]; conv: [D,D,taps] or [H,D,D,taps], output by input
   optional<Tensor> bias;    // [K] or [H,K]; conv: [D] or [H,D]
   optional<Tensor> fixed;   // as weight

@@ -7,7 +7,7 @@
 namespace foveate {
 
 /// y = norm1(x + attention(x));  z = norm2(y + W2 f(W1 y))
-struct LinformerBlock {
+struct FOVEATE_API LinformerBlock {
   LinformerMultiheadAttention::Parameters attention;
   layers::LayerNorm norm1;
   layers::FeedForward feed_forward;

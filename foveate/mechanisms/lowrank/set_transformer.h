@@ -14,7 +14,7 @@ inline constexpr Card set_transformer{.slug = "set-transformer", .title = "Set T
                                       .equation = "ISAB(X) = MAB1(X, MAB0(I, X)), PMA(X) = MAB(S, X), with learned I and S"};
 
 /// The parameters of a MAB: projections to the width dv, a row-wise network of one layer, two normalisations.
-struct SetAttention {
+struct FOVEATE_API SetAttention {
   layers::Linear query, key, value, out;
   optional<layers::LayerNorm> norm0, norm1;
 
