@@ -23,13 +23,13 @@ ROOMS = ("foveate", "tests", "bench", "examples")
 
 
 def flags(command: str) -> tuple[str, ...]:
-    """What of a compile command concerns the reading of a source; precompiled headers and warnings are GCC's own."""
+    """What of a compile command concerns the reading of a source; warnings are GCC's own, and so is a precompiled header's file."""
     words, kept = iter(shlex.split(command)), []
     for word in words:
         if word in ("-isystem", "-I"):
             kept += [word, next(words)]
-        elif word == "-include":
-            next(words)
+        elif word == "-include" and next(words).endswith("cmake_pch.hxx"):
+            kept += ["-include", str(ROOT / "foveate/registry/precompiled.h")]
         elif re.match(r"-[ID]|-std=|-m", word):
             kept.append(word)
     return tuple(kept)
@@ -79,7 +79,7 @@ def check(batch: list[Path], how: tuple[str, ...], folder: Path) -> list[str]:
     name = hashlib.sha256("\0".join(map(str, batch)).encode()).hexdigest()[:16]
     together = folder / f"{name}.cpp"
     together.write_text("".join(f'#include "{path}"  // NOLINT\n' for path in batch))
-    command = [TOOL, "--quiet", f"--config-file={ROOT / '.clang-tidy'}", "--header-filter=/(foveate|tests|bench|examples)/", str(together)]
+    command = [str(TOOL), "--quiet", f"--config-file={ROOT / '.clang-tidy'}", str(together)]
     done = subprocess.run([*command, "--", "-x", "c++", *how], capture_output=True, text=True)
     together.unlink()
     if done.returncode == 0:
@@ -114,7 +114,7 @@ def main() -> int:
 
     findings = []
     with ThreadPoolExecutor(given.jobs) as pool:
-        for (batch, _), found in zip(batches, pool.map(lambda work: check(*work, folder), batches), strict=True):
+        for (batch, _), found in zip(batches, pool.map(lambda work: check(work[0], work[1], folder), batches), strict=True):
             findings += found
             if not found:
                 for path in batch:

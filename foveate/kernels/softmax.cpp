@@ -72,14 +72,64 @@ template <class scalar, class F> void for_each_run(const Softmax<scalar>& a, con
   }
 }
 
+/// Where the distances of a run lie in a table: column c of row r of the scores is at distance number c + height - 1 - r, and number n
+/// is entry n + `first` of the table, or its nearest end.
+struct Distances {
+  long first, count;
+};
+
+template <class scalar> Distances distances_of(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run) {
+  return {run.first - (q.first + q.height - 1 + a.offset) + a.origin, run.width + q.height - 1};
+}
+
+template <class scalar> long entry(const Softmax<scalar>& a, long n) { return most(0, least(a.table_length - 1, n)); }
+
+/// Adds what the distance to each key is worth to the queries: one product with the rows of all distances, read along diagonals.
+template <class scalar> void add_rows(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, scalar* s, scalar* scratch) {
+  const Distances d = distances_of(a, q, run);
+  const long padded = round_up<scalar>(d.count);
+  scalar* rows = scratch;                     // [D,run_distances]
+  scalar* worth = rows + a.D * run_distances;  // [height,run_distances]
+  const scalar* table = a.rows_across + (a.row_heads > 1 ? q.h : 0) * a.D * a.table_length;
+  for (long k = 0; k < a.D; ++k) {
+    for (long n = 0; n < d.count; ++n) rows[k * run_distances + n] = table[k * a.table_length + entry(a, n + d.first)];
+    for (long n = d.count; n < padded; ++n) rows[k * run_distances + n] = 0;
+  }
+  gemm<false>(q.height, padded, a.D, Left<scalar>{at(a.row_query, q.b, q.h, q.first), a.row_query.row, 1}, Right<scalar>{rows, run_distances}, worth,
+              run_distances);
+  for (long r = 0; r < q.height; ++r) {
+    const scalar* diagonal = worth + r * run_distances + q.height - 1 - r;
+    for (long c = 0; c < run.width; ++c) s[r * run_keys + c] += diagonal[c];
+  }
+}
+
+/// Adds to the sums the probabilities of each distance times its value row.
+template <class scalar> void add_value_rows(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, const scalar* p, scalar* sums, scalar* scratch) {
+  const Distances d = distances_of(a, q, run);
+  const long wide = round_up<scalar>(a.Dv);
+  scalar* rows = scratch;                           // [count,wide]
+  scalar* by_distance = rows + run_distances * wide;  // [height,run_distances]
+  const scalar* table = a.value_rows + (a.value_row_heads > 1 ? q.h : 0) * a.table_length * wide;
+  for (long n = 0; n < d.count; ++n) {
+    for (long k = 0; k < wide; ++k) rows[n * wide + k] = table[entry(a, n + d.first) * wide + k];
+  }
+  for (long r = 0; r < q.height; ++r) {
+    scalar* row = by_distance + r * run_distances;
+    for (long n = 0; n < d.count; ++n) row[n] = 0;
+    for (long c = 0; c < run.width; ++c) row[c + q.height - 1 - r] = p[r * run_keys + c];
+  }
+  gemm<true>(q.height, wide, d.count, Left<scalar>{by_distance, run_distances, 1}, Right<scalar>{rows, wide}, sums, wide);
+}
+
 /// s[r,c] for queries of the tile and keys of the run: scaled, biased, -infinity where hidden and beyond the run.
-template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, scalar* s) {
+template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, scalar* s, scalar* scratch) {
   const long j0 = run.first, width = run.width;
   const long tiles = tiles_of(a.M, key_tile), padded = tiles_of(width, key_tile) * key_tile;
   const scalar* keys = a.keys_across + ((q.b * a.Hk + q.hk) * tiles + j0 / key_tile) * a.D * key_tile;
   for (long c = 0; c < padded; c += key_tile) {
     gemm<false>(q.height, key_tile, a.D, Left<scalar>{at(a.q, q.b, q.h, q.first), a.q.row, 1}, Right<scalar>{keys + c * a.D, key_tile}, s + c, run_keys);
   }
+  if (a.rows_across) add_rows(a, q, run, s, scratch);
   const scalar hidden = -static_cast<scalar>(infinity);
   const long first_last = q.first + a.offset, last_last = first_last + q.height - 1;  // last keys of the first and of the last query
   const bool cut = (a.causal && j0 + width - 1 > first_last) || (a.window && j0 <= last_last - a.window);
@@ -129,7 +179,8 @@ template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q,
   }
 }
 
-/// Forward of one tile: out and lse of its queries. Scratch: scores [query_tile,run_keys], sums [query_tile,Dv rounded up], tops, totals.
+/// Forward of one tile: out and lse of its queries. Scratch: scores [query_tile,run_keys], sums [query_tile,Dv rounded up], tops, totals,
+/// and what add_rows and add_value_rows need.
 template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryTile& q, scalar* scratch) {
   constexpr long W = lanes<scalar>;
   const long wide = round_up<scalar>(a.Dv), tiles = tiles_of(a.M, key_tile);
@@ -137,6 +188,7 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
   scalar* sums = s + query_tile * run_keys;
   scalar* tops = sums + query_tile * wide;
   scalar* totals = tops + query_tile;
+  scalar* distances = totals + query_tile;
   for (long r = 0; r < q.height; ++r) {
     tops[r] = -static_cast<scalar>(infinity);
     totals[r] = 0;
@@ -144,7 +196,7 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
   }
   for_each_run(a, q, [&](const KeyRun& run) {
     const long padded = tiles_of(run.width, key_tile) * key_tile;
-    score(a, q, run, s);
+    score(a, q, run, s, distances);
     for (long r = 0; r < q.height; ++r) {
       scalar* row = s + r * run_keys;
       Vec<scalar> high = vec(row);
@@ -171,6 +223,7 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
     }
     const scalar* values = a.values + ((q.b * a.Hk + q.hk) * tiles * key_tile + run.first) * wide;
     gemm<true>(q.height, wide, padded, Left<scalar>{s, run_keys, 1}, Right<scalar>{values, wide}, sums, wide);
+    if (a.value_rows) add_value_rows(a, q, run, s, sums, distances);
   });
   for (long r = 0; r < q.height; ++r) {
     const long row = (q.b * a.H + q.h) * a.N + q.first + r;
@@ -202,7 +255,7 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
   const long head = q.b * a.Hk + q.hk;
   for_each_run(a, q, [&](const KeyRun& run) {
     const long padded = tiles_of(run.width, key_tile) * key_tile, key = head * tiles * key_tile + run.first;
-    score(a, q, run, p);
+    score(a, q, run, p, deltas + query_tile);
     for (long c = 0; c < padded; c += key_tile) {
       gemm<false>(q.height, key_tile, a.Dv, Left<scalar>{d_out, wide, 1}, Right<scalar>{a.values_across + (key + c) * a.Dv, key_tile}, ds + c, run_keys);
     }

@@ -18,6 +18,7 @@ template <class T> struct Plane {
 inline constexpr long query_tile = 64;
 inline constexpr long key_tile = 64;   // keys and values are packed in tiles of this many
 inline constexpr long run_tiles = 4;   // tiles scored together where they are neighbours
+inline constexpr long run_distances = run_tiles * key_tile + query_tile;  // distances that a tile of queries meets in a run, and one
 
 template <class scalar> struct Softmax {
   long B, H, Hk, N, M, D, Dv;
@@ -31,7 +32,12 @@ template <class scalar> struct Softmax {
   const unsigned char* key_mask;       // [B,M], 0 hides; may be null
   const scalar* slopes;                // [H]: -slope |j - i - offset|; may be null
   const scalar* table;                 // [H,table_length], read at j - i - offset + origin within its ends; may be null
-  long table_length, origin;
+  long table_length, origin;           // of table, rows and value_rows
+  Rows<const scalar> row_query;        // [B,H,N,D]: rows[j - i - offset + origin] . row_query_i is added to the score
+  const scalar* rows_across;           // [row_heads,D,table_length], times scale; may be null, forward only
+  long row_heads;                      // 1 or H
+  const scalar* value_rows;            // [value_row_heads,table_length,Dv rounded up]: added to the value; may be null, forward only
+  long value_row_heads;
 
   // A pattern, where tile_start is not null: the key tiles that the query tile r = h * query tiles + t sees (h = 0 where all heads are
   // alike) are tiles[tile_start[r]] ... tiles[tile_start[r + 1] - 1], ascending; tile_mask, beside them, names the mask of a tile that

@@ -15,8 +15,8 @@ Convolution Convolution::init(int64_t in, int64_t out, at::IntArrayRef taps, boo
 
 Tensor Convolution::operator()(const Tensor& x, const Steps& s) const {
   if (weight.dim() == 3) {  // as torch does itself; but fake tensors of a device that is not there refuse the one-dimensional call
-    return at::convolution(x.unsqueeze(2), weight.unsqueeze(2), bias, {1, s.stride}, {0, s.padding}, {1, s.dilation}, /*transposed=*/false,
-                           {0, 0}, s.groups)
+    return at::convolution(x.unsqueeze(2), weight.unsqueeze(2), bias, {1, s.stride}, {0, s.padding}, {1, s.dilation}, /*transposed=*/false, {0, 0},
+                           s.groups)
         .squeeze(2);
   }
   const std::vector<int64_t> each(static_cast<std::size_t>(weight.dim() - 2), 0);

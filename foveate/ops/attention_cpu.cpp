@@ -12,6 +12,7 @@ namespace {
 
 using kernels::key_tile;
 using kernels::query_tile;
+using kernels::run_distances;
 using kernels::run_tiles;
 using kernels::tiles_of;
 
@@ -22,7 +23,7 @@ template <class scalar> const kernels::SoftmaxEngine<scalar>& engine() {
 
 /// Tensors of a call as the engine wants them: of its type, contiguous in the last dimension. They keep the memory alive.
 struct Prepared {
-  Tensor q, k, v, bias, mask, key_mask, slopes, table;
+  Tensor q, k, v, bias, mask, key_mask, slopes, table, row_query, rows_across, value_rows;
 };
 
 template <class scalar> kernels::Rows<const scalar> rows(const Tensor& t) {
@@ -35,9 +36,11 @@ template <class T> kernels::Plane<T> plane(const Tensor& t, at::IntArrayRef shap
   return {.data = static_cast<const T*>(t.const_data_ptr()), .batch = whole.stride(0), .head = whole.stride(1), .row = whole.stride(2), .column = whole.stride(3)};
 }
 
+int64_t padded(int64_t width, int64_t vector) { return (width + vector - 1) / vector * vector; }
+
 Tensor last_contiguous(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous(); }
 
-Prepared prepare(const AttentionArguments& c) {
+Prepared prepare(const AttentionArguments& c, int64_t vector) {
   const auto type = accumulation_type(c.q.scalar_type());
   const auto exact = [&](const optional<Tensor>& t) { return t ? t->to(type) : Tensor(); };
   Prepared p{.q = last_contiguous(c.q.to(type)), .k = last_contiguous(c.k.to(type)), .v = last_contiguous(c.v.to(type))};
@@ -46,6 +49,11 @@ Prepared prepare(const AttentionArguments& c) {
   p.key_mask = c.key_mask ? c.key_mask->contiguous() : Tensor();
   p.slopes = c.slopes ? exact(c.slopes).contiguous() : Tensor();
   p.table = c.table ? exact(c.table).contiguous() : Tensor();
+  if (c.rows) {
+    p.row_query = c.row_query ? last_contiguous(exact(c.row_query)) : p.q;
+    p.rows_across = (exact(c.rows).transpose(-1, -2) * c.scale).contiguous();
+  }
+  if (c.value_rows) p.value_rows = at::constant_pad_nd(exact(c.value_rows), {0, padded(c.v.size(3), vector) - c.v.size(3)}).contiguous();
   return p;
 }
 
@@ -58,13 +66,15 @@ template <class scalar> kernels::Softmax<scalar> arguments(const AttentionArgume
           .key_mask = p.key_mask.defined() ? static_cast<const unsigned char*>(p.key_mask.const_data_ptr()) : nullptr,
           .slopes = p.slopes.defined() ? p.slopes.const_data_ptr<scalar>() : nullptr,
           .table = p.table.defined() ? p.table.const_data_ptr<scalar>() : nullptr,
-          .table_length = p.table.defined() ? p.table.size(1) : 0, .origin = c.origin,
+          .table_length = c.table ? c.table->size(1) : c.rows ? c.rows->size(-2) : c.value_rows ? c.value_rows->size(-2) : 0, .origin = c.origin,
+          .row_query = c.rows ? rows<scalar>(p.row_query) : kernels::Rows<const scalar>{},
+          .rows_across = c.rows ? p.rows_across.const_data_ptr<scalar>() : nullptr, .row_heads = c.rows ? c.rows->size(0) : 0,
+          .value_rows = c.value_rows ? p.value_rows.const_data_ptr<scalar>() : nullptr,
+          .value_row_heads = c.value_rows ? c.value_rows->size(0) : 0,
           .tile_start = c.pattern ? c.pattern->start.data() : nullptr, .tiles = c.pattern ? c.pattern->tiles.data() : nullptr,
           .tile_mask = c.pattern ? c.pattern->mask.data() : nullptr, .pattern_heads = c.pattern ? c.pattern->heads : 0,
           .masks = c.pattern ? c.pattern->masks.data() : nullptr};
 }
-
-int64_t padded(int64_t width, int64_t vector) { return (width + vector - 1) / vector * vector; }
 
 /// Spreads tasks over threads, each with scratch of its own.
 template <class scalar, class F> void in_parallel(int64_t tasks, int64_t scratch, const Tensor& like, const F& f) {
@@ -75,9 +85,9 @@ template <class scalar, class F> void in_parallel(int64_t tasks, int64_t scratch
 }
 
 template <class scalar> std::tuple<Tensor, Tensor> forward(const AttentionArguments& c) {
-  const Prepared p = prepare(c);
-  auto a = arguments<scalar>(c, p);
   const auto& run = engine<scalar>();
+  const Prepared p = prepare(c, run.vector);
+  auto a = arguments<scalar>(c, p);
   const int64_t tiles = tiles_of(a.M, key_tile), wide = padded(a.Dv, run.vector);
   Tensor out = at::empty({a.B, a.H, a.N, a.Dv}, p.q.options()), lse = at::empty({a.B, a.H, a.N}, p.q.options());
   const Tensor keys_across = at::empty({a.B * a.Hk * tiles * a.D * key_tile}, p.q.options());
@@ -87,16 +97,17 @@ template <class scalar> std::tuple<Tensor, Tensor> forward(const AttentionArgume
   a.out = out.mutable_data_ptr<scalar>();
   a.lse = lse.mutable_data_ptr<scalar>();
   at::parallel_for(0, a.B * a.Hk * tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
-  const int64_t scratch = query_tile * (run_tiles * key_tile + wide + 2);
+  const int64_t by_distance = a.rows_across || a.value_rows ? run_distances * (std::max<int64_t>(a.D, wide) + query_tile) : 0;
+  const int64_t scratch = query_tile * (run_tiles * key_tile + wide + 2) + by_distance;
   in_parallel<scalar>(a.B * a.H * tiles_of(a.N, query_tile), scratch, p.q,
                       [&](int64_t begin, int64_t end, scalar* room) { run.forward(a, begin, end, room); });
   return {out.to(c.q.scalar_type()), lse};
 }
 
 template <class scalar> std::vector<Tensor> backward(const Backward& call, const AttentionArguments& c) {
-  const Prepared p = prepare(c);
-  auto a = arguments<scalar>(c, p);
   const auto& run = engine<scalar>();
+  const Prepared p = prepare(c, run.vector);
+  auto a = arguments<scalar>(c, p);
   const auto options = p.q.options();
   const int64_t tiles = tiles_of(a.M, key_tile), wide = padded(a.Dv, run.vector), deep = padded(a.D, run.vector), heads = a.B * a.Hk;
   // Enough tasks for any machine, but a number that only the shape decides: the order of summation must not depend on threads.
@@ -134,9 +145,11 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   return found;
 }
 
-/// What the engine does not do yet goes by the formula.
+/// What the engine does not do yet goes by the formula: dropout, tables of different length, and gradients through rows.
 bool on_the_engine(const AttentionArguments& c) {
-  return !c.rows && !c.value_rows && !c.dropout_keep && c.q.numel() > 0 && c.k.numel() > 0 && c.v.numel() > 0;
+  const auto length = [](const optional<Tensor>& table) { return table ? table->size(-2) : -1; };
+  const bool one_table = !c.value_rows || !c.rows || length(c.rows) == length(c.value_rows);
+  return one_table && !(c.table && (c.rows || c.value_rows)) && !c.dropout_keep && c.q.numel() > 0 && c.k.numel() > 0 && c.v.numel() > 0;
 }
 
 }  // namespace
@@ -154,7 +167,7 @@ std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const
                                          const optional<Tensor>& rows, const optional<Tensor>& row_query, const optional<Tensor>& value_rows,
                                          const optional<Tensor>& dropout_keep, Size offset, Size origin, optional<int64_t> window, bool causal,
                                          double scale, double dropout) {
-  const AttentionArguments c{q, k, v, mask, key_mask, bias, slopes, table, rows, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(), window, causal, scale};
+  const AttentionArguments c{q, k, v, mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(), window, causal, scale};
   if (!on_the_engine(c)) {
     return attention_formula(q, k, v, mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset, origin, window, causal, scale, dropout);
   }
@@ -162,11 +175,11 @@ std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const
 }
 
 Gradients attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> mask, optional<Tensor> key_mask, optional<Tensor> bias,
-                                 optional<Tensor> slopes, optional<Tensor> table, optional<Tensor> rows, optional<Tensor>, optional<Tensor> value_rows,
+                                 optional<Tensor> slopes, optional<Tensor> table, optional<Tensor> rows, optional<Tensor> row_query, optional<Tensor> value_rows,
                                  optional<Tensor> dropout_keep, Size offset, Size origin, optional<int64_t> window, bool causal, double scale, double) {
-  const AttentionArguments c{q, k, v, mask, key_mask, bias, slopes, table, rows, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(), window, causal, scale};
+  const AttentionArguments c{q, k, v, mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(), window, causal, scale};
   const bool more = std::any_of(call.wanted.begin() + 3, call.wanted.end(), [](bool w) { return w; });  // of biases and tables
-  if (more || !on_the_engine(c)) return std::nullopt;
+  if (more || rows || value_rows || !on_the_engine(c)) return std::nullopt;
   return engine_backward(call, c);
 }
 

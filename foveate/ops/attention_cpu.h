@@ -19,7 +19,7 @@ struct PatternTiles {
 /// The arguments of one call that the engine looks at.
 struct AttentionArguments {
   Tensor q, k, v;
-  optional<Tensor> mask, key_mask, bias, slopes, table, rows, value_rows, dropout_keep;
+  optional<Tensor> mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep;
   int64_t offset, origin;
   optional<int64_t> window;
   bool causal;

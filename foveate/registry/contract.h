@@ -1,6 +1,6 @@
 // The contract: a mechanism is a pure function of options, parameters and inputs.  All that the author of a mechanism reads.
 //
-//   struct Tidal {
+//   struct FOVEATE_API Tidal {
 //     static constexpr Form form{.card = &tidal, .summary = "near keys one by one, far keys as means", .returns = "[B,H,N,Dv]", .example = "..."};
 //     struct Options    { int64_t window = 64;  void fields(auto&& f) { f("window", window, "keys seen on each side of a query"); } };
 //     struct Inputs     { Tensor q; optional<Tensor> mask;  void fields(auto&& f) { f("q", q, "[B,H,N,D] queries"); ... } };

@@ -1,5 +1,6 @@
 // What the registry does once per form, whatever its type: schema, operator, checks of arguments, row of the catalogue.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <foveate/catalogue.h>
 #include <foveate/contract.h>
 #include <foveate/json.h>
 #include <torch/library.h>
@@ -236,6 +237,21 @@ struct Checker {
   }
 };
 
+/// Whether "blocks.*.up.weight" stands for "blocks.0.up.weight".
+bool stands_for(std::string_view pattern, std::string_view path) {
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < pattern.size(); ++i) {
+    if (pattern[i] != '*') {
+      if (at == path.size() || pattern[i] != path[at++]) return false;
+      continue;
+    }
+    const std::size_t start = at;
+    while (at < path.size() && std::isdigit(static_cast<unsigned char>(path[at]))) ++at;
+    if (at == start) return false;
+  }
+  return at == path.size();
+}
+
 }  // namespace
 
 void check_arguments(const FormInfo& info, const IValue* arguments, bool with_state) {
@@ -250,6 +266,21 @@ void check_arguments(const FormInfo& info, const IValue* arguments, bool with_st
     const IValue& value = *arguments++;
     if (value.isTensor()) check.tensor(field, field.name, value.toTensor());
   }
+}
+
+void check_named(const FormInfo& info, const NamedTensors& inputs, const NamedTensors& parameters) {
+  Checker check{.form = info.name};
+  const auto each = [&](const std::vector<Field>& fields, const NamedTensors& tensors) {
+    for (const auto& [path, tensor] : tensors) {
+      const auto field = std::find_if(fields.begin(), fields.end(),
+                                      [&](const Field& f) { return stands_for(f.type == "Tensor[]" ? f.name + ".*" : f.name, path); });
+      TORCH_INTERNAL_ASSERT(field != fields.end(), info.name, ": ", path);
+      TORCH_CHECK_VALUE(tensor.defined() || field->type != "Tensor", info.name, ": ", path, " is missing");
+      if (tensor.defined()) check.tensor(*field, path, tensor);
+    }
+  };
+  each(info.inputs, inputs);
+  each(info.parameters, parameters);
 }
 
 // --- the catalogue -----------------------------------------------------------------------------------------------------------
@@ -275,19 +306,15 @@ void write_fields(json::Writer& w, std::string_view key, const std::vector<Field
 
 }  // namespace
 
-std::string catalogue() {
-  std::map<std::string_view, std::vector<const FormInfo*>> by_slug;
-  for (const auto& form : forms()) by_slug[form.form.card->slug].push_back(&form);
+std::string catalogue_json() {
   json::Writer w;
   w.open('[');
-  for (auto& [slug, members] : by_slug) {
-    std::sort(members.begin(), members.end(), [](auto* a, auto* b) { return a->name < b->name; });
-    const Card& card = *members.front()->form.card;
-    w.open('{').pair("slug", slug).pair("title", card.title).pair("paper", card.paper).pair("year", int64_t{card.year});
-    w.pair("family", family_names[static_cast<std::size_t>(card.family)]).pair("cost", card.cost);
-    w.pair("causality", causality_names[static_cast<std::size_t>(card.causality)]).pair("equation", card.equation);
+  for (const auto& [card, forms] : catalogue()) {
+    w.open('{').pair("slug", card->slug).pair("title", card->title).pair("paper", card->paper).pair("year", int64_t{card->year});
+    w.pair("family", family_names[static_cast<std::size_t>(card->family)]).pair("cost", card->cost);
+    w.pair("causality", causality_names[static_cast<std::size_t>(card->causality)]).pair("equation", card->equation);
     w.key("forms").open('[');
-    for (const FormInfo* form : members) {
+    for (const FormInfo* form : forms) {
       w.open('{').pair("name", form->name).pair("class_name", form->class_name).pair("summary", form->form.summary);
       w.pair("example", form->form.example).pair("listed", form->listed).pair("training", form->training).pair("streams", form->streams);
       w.pair("has_parameters", form->init != nullptr);
@@ -319,7 +346,26 @@ void push_parameters(Stack& stack, std::vector<std::pair<std::string, Tensor>> t
 }
 
 TORCH_LIBRARY_FRAGMENT(foveate, m) {
-  m.def("catalogue() -> str", &catalogue);
+  m.def("catalogue() -> str", &catalogue_json);
 }
 
 }  // namespace foveate::registry
+
+namespace foveate {
+
+std::vector<Mechanism> catalogue() {
+  std::map<std::string_view, Mechanism> by_slug;
+  for (const auto& form : registry::forms()) {
+    auto& mechanism = by_slug[form.form.card->slug];
+    mechanism.card = form.form.card;
+    mechanism.forms.push_back(&form);
+  }
+  std::vector<Mechanism> all;
+  for (auto& [slug, mechanism] : by_slug) {
+    std::sort(mechanism.forms.begin(), mechanism.forms.end(), [](auto* a, auto* b) { return a->name < b->name; });
+    all.push_back(std::move(mechanism));
+  }
+  return all;
+}
+
+}  // namespace foveate

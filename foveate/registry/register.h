@@ -39,6 +39,14 @@ struct FormInfo {
   void (*init)(Stack&) = nullptr;
 };
 
+/// The name of a form's struct: "MultiheadAttention".
+template <class F> constexpr std::string_view class_name() {
+  constexpr std::string_view signature = __PRETTY_FUNCTION__;  // "... [with F = foveate::MultiheadAttention; ...]"
+  constexpr auto start = signature.find("F = ") + 4;
+  constexpr auto name = signature.substr(start, signature.find_first_of(";]", start) - start);
+  return name.substr(name.rfind(':') + 1);
+}
+
 /// Registers the operators of a form, and its row in the catalogue. Refuses a form whose fields() forgets a member.
 FOVEATE_API int add(FormInfo info);
 FOVEATE_API std::string snake_case(std::string_view class_name);
@@ -168,7 +176,7 @@ struct ReadLists {
     } else if constexpr (Group<inner<T>> && is_vector<T>) {
       for (auto& group : member) group.fields(*this);
     } else if constexpr (Group<inner<T>>) {
-      inner<T> group{};
+      inner<T> group = member.value_or(inner<T>{});
       const bool present = !parameters.empty() && !parameters.front().isNone();
       group.fields(*this);
       if (present) member = std::move(group);
@@ -176,7 +184,7 @@ struct ReadLists {
       for (; !parameters.empty(); parameters = parameters.slice(1)) member.push_back(parameters.front().toTensor());
     } else {
       auto& list = role == Role::buffer ? buffers : parameters;
-      TORCH_CHECK_VALUE(!list.empty(), "parameters: the list ends before ", name, " (", text, ")");
+      TORCH_CHECK_VALUE(!list.empty(), (role == Role::buffer ? "buffers" : "parameters"), ": the list ends before ", name, " (", text, ")");
       if (!list.front().isNone()) member = list.front().toTensor();
       list = list.slice(1);
     }
@@ -203,7 +211,8 @@ template <class F> struct Leaves {
     } else if constexpr (std::is_same_v<T, std::vector<Tensor>>) {
       for (std::size_t i = 0; i < member.size(); ++i) f(path + "." + std::to_string(i), member[i], role);
     } else if constexpr (is_optional<T>) {
-      f(path, member ? *member : Tensor(), role);
+      Tensor absent;
+      f(path, member ? *member : absent, role);
     } else {
       f(path, member, role);
     }
@@ -256,6 +265,17 @@ template <class T> void push_outputs(Stack& stack, T& outputs) {
 
 FOVEATE_API void check_arguments(const FormInfo& info, const IValue* arguments, bool with_state);
 
+using NamedTensors = std::vector<std::pair<std::string, Tensor>>;  // dotted names; absent tensors are undefined
+
+/// The same checks on tensors by name, where parameters are not arguments of their own: in lists, in a module.
+FOVEATE_API void check_named(const FormInfo& info, const NamedTensors& inputs, const NamedTensors& parameters);
+
+template <class Struct> NamedTensors named_tensors(Struct& s) {
+  NamedTensors named;
+  for_each_tensor(s, [&](const std::string& path, const Tensor& tensor, Role) { named.emplace_back(path, tensor); });
+  return named;
+}
+
 /// The arguments of one call, read in the order of the schema.
 template <class F> struct Call {
   typename F::Inputs inputs{};
@@ -284,6 +304,7 @@ template <class F> struct Call {
       parameters.fields(lists);
       TORCH_CHECK_VALUE(lists.parameters.empty() && lists.buffers.empty(), info.name, ": parameters: ", lists.parameters.size(),
                         " tensors and ", lists.buffers.size(), " buffers more than these options need");
+      check_named(info, named_tensors(inputs), named_tensors(parameters));
     } else if constexpr (!HasShape<F>) {
       Read read_parameters{parameters_at};
       parameters.fields(read_parameters);

@@ -22,8 +22,11 @@ using Size = c10::SymInt;
 
 inline Size extent(const Tensor& x, int64_t dim) { return x.sym_size(dim); }
 
+/// One that is a plain number whatever the lengths: heads, features. (x.size(d) would turn every size of x into a plain one.)
+inline int64_t plain_extent(const Tensor& x, int64_t dim) { return extent(x, dim).guard_int(__FILE__, __LINE__); }
+
 /// 1/sqrt(D) of q [...,D]
-inline double default_scale(const Tensor& q) { return 1 / std::sqrt(static_cast<double>(extent(q, -1).guard_int(__FILE__, __LINE__))); }
+inline double default_scale(const Tensor& q) { return 1 / std::sqrt(static_cast<double>(plain_extent(q, -1))); }
 
 /// [B,N,H*D] -> [B,H,N,D]
 inline Tensor split_heads(const Tensor& x, int64_t heads) { return x.unflatten(-1, {heads, -1}).transpose(1, 2); }

@@ -50,21 +50,21 @@ def compare(
     qkv: Annotated[Path | None, typer.Option(help="Your own q, k and v [B,H,N,D]: .safetensors or .npz.")] = None,
     mechanism: Annotated[
         list[str] | None,
-        typer.Option("--mechanism", "--mechanisms", "-m", help="Slugs, repeated or with commas. [default: all]"),
+        typer.Option("--mechanism", "--mechanisms", "-m", help="Slugs, repeated or with commas. (default: all)"),
     ] = None,
-    lengths: Annotated[str | None, typer.Option(help="Lengths N, with commas. [default: 256,512,1024,2048,4096]")] = None,
+    lengths: Annotated[str | None, typer.Option(help="Lengths N, with commas. (default: 256,512,1024,2048,4096)")] = None,
     layer: Annotated[int, typer.Option(help="Layer of MiniLM whose q, k and v are taken, 0 to 5.")] = 3,
     dtype: Annotated[Dtype, typer.Option(help="Number type of the inputs and parameters.")] = Dtype.float32,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. [default: torch's choice]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. (default: torch's choice)")] = None,
     backward: Annotated[bool, typer.Option("--backward", help="Measure forward and backward together, too.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of measurement; medians are over these.")] = 7,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Relative error up to which an approximation may stand in.")] = 0.1,
-    memory_limit: Annotated[int | None, typer.Option(min=1, metavar="MB", help="Skip what needs more. [default: what is free]")] = None,
+    memory_limit: Annotated[int | None, typer.Option(min=1, metavar="MB", help="Skip what needs more. (default: most of what is free)")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", "--small", help="Two short lengths, three rounds.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the two reports.")] = Path("."),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers. [default: report.json]")] = None,
-    report_file: Annotated[Path | None, typer.Option("--report", help="Where to write the page. [default: report.html]")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers. (default: report.json)")] = None,
+    report_file: Annotated[Path | None, typer.Option("--report", help="Where to write the page. (default: report.html)")] = None,
 ) -> None:
     """Measures every mechanism that takes your input beside exact attention: time, memory, error, and where it pays.
 

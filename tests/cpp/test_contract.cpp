@@ -42,6 +42,8 @@ struct Tidal {
       f("mean", mean, "[*] moving mean", buffer);
     }
   };
+  static Parameters shape(const Options&) { return {.blocks = std::vector<layers::Linear>(2)}; }
+  static Parameters init(const Options& o) { return shape(o); }
   static Tensor forward(const Options&, const Parameters&, const Inputs& in) { return in.q; }
 };
 

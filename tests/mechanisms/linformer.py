@@ -6,20 +6,23 @@ from torch import Tensor
 
 from tests.contract import Case, call
 
-LONG = 4096  # the longest length that dynamic export tries
+LONG = 5000  # longer than dynamic export tries
 QKV = {"B": 2, "H": 2, "N": 12, "M": 14, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "N": 3, "M": 5}
 X = {"B": 2, "N": 12, "E": 8}
+BLOCKS: Any = {"smallest": 3, "exported_from": 6}  # of three tokens
 LAYER = {"embed_dim": 8, "num_heads": 2, "length": LONG, "rank": 4}
 
 CASES = [
-    Case("linformer_attention", QKV, {"length": LONG, "rank": 4}, given=("key_mask", "query_mask"), mask="key_mask", gradcheck=SMALL),
+    Case("linformer_attention", QKV, {"length": LONG, "rank": 4}, given=("key_mask", "query_mask"), mask="key_mask",
+         gradcheck=SMALL),
     Case("linformer_attention", QKV, {"length": LONG, "rank": 3, "sharing": "none", "num_heads": 2, "slot_bias": True, "slot_causal": True},
          given=("key_mask",), mask="key_mask", gradcheck=SMALL),
     Case("linformer_attention", {**QKV, "Dv": 4}, {"length": 14, "rank": 4, "kind": "conv", "sharing": "kv", "head_dim": 4, "slot_bias": True},
+         **BLOCKS, gradcheck=SMALL),
+    Case("linformer_attention", QKV, {"length": 14, "rank": 4, "kind": "mean", "scale": 0.3}, given=("key_mask",), mask="key_mask", **BLOCKS,
          gradcheck=SMALL),
-    Case("linformer_attention", QKV, {"rank": 4, "kind": "mean", "scale": 0.3}, given=("key_mask",), mask="key_mask", gradcheck=SMALL),
-    Case("linformer_attention", QKV, {"rank": 4, "kind": "max"}, gradcheck=SMALL),
+    Case("linformer_attention", QKV, {"length": 14, "rank": 4, "kind": "max"}, **BLOCKS, gradcheck=SMALL),
     Case("linformer_multihead_attention", X, {**LAYER, "sharing": "kv"}, given=("key_mask", "query_mask"),
          make={"key_mask": lambda s, g: _all_but_last(s, "N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
     Case("linformer_multihead_attention", {**X, "M": 15}, {**LAYER, "project": "heads", "sharing": "none", "kind": "fixed", "bias": False,
@@ -27,8 +30,8 @@ CASES = [
          make={"key_mask": lambda s, g: _all_but_last(s, "M")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3, "M": 5}),
     Case("linformer_multihead_attention", X, {**LAYER, "sharing": "none", "slot_bias": True, "initialisation": "uniform"}, name="input",
          gradcheck={"B": 1, "N": 4}),
-    Case("linformer_multihead_attention", X, {**LAYER, "length": 12, "project": "heads", "kind": "conv", "sharing": "none", "one_kv_head": True,
-         "share_kv_projection": True}, gradcheck={"B": 1, "N": 6}),
+    Case("linformer_multihead_attention", X, {**LAYER, "length": 14, "project": "heads", "kind": "conv", "sharing": "none", "one_kv_head": True,
+         "share_kv_projection": True}, **BLOCKS, gradcheck={"B": 1, "N": 6}),
     Case("linformer_multihead_attention", X, {**LAYER, "full_attention": True}, given=("key_mask",),
          make={"key_mask": lambda s, g: _all_but_last(s, "N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
     Case("linformer_encoder", X, {**LAYER, "depth": 2, "sharing": "layerwise", "initialisation": "xavier_normal"}, gradcheck={"B": 1, "N": 4}),
@@ -53,12 +56,14 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     leaf = "fixed" if kind == "fixed" else "weight"
     names = {"e": f"key_projection.{leaf}", "f": f"value_projection.{leaf}", "e_bias": "key_projection.bias", "f_bias": "value_projection.bias"}
     parameters = {names[n]: x for n, x in given.items() if n in names}
-    matrix = next((x for n, x in given.items() if n.split(".")[-1] == "e" and kind in ("linear", "fixed")), None)
+    keys = inputs.get("k", inputs.get("context", inputs.get("x")))
+    matrix = next((x for n, x in given.items() if n.split(".")[-1] == "e"), keys)
+    length = {"mean": keys.shape[-2], "max": keys.shape[-2], "conv": options.get("max_seq_len", 512)}.get(kind)
     common = {
         "rank": options["k"],
         "kind": kind,
         "sharing": options.get("sharing", "headwise"),
-        "length": matrix.shape[-1] if matrix is not None else options.get("max_seq_len", 512),
+        "length": length or matrix.shape[-1],
         "slot_causal": options.get("slot_causal", False),
         "scale": options.get("scale"),
     }
@@ -71,7 +76,9 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     layer = {f"{short}{letter}": f"{full}.{kind}" for short, kind in (("w", "weight"), ("b", "bias"))
              for letter, full in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out"))}  # fmt: skip
     if options["level"] == "module":
-        return {"output.out": call("linformer_multihead_attention", inputs, parameters | {layer[n]: x for n, x in given.items() if n in layer}, **common)}
+        return {
+            "output.out": call("linformer_multihead_attention", inputs, parameters | {layer[n]: x for n, x in given.items() if n in layer}, **common)
+        }
     block = {n: f"attention.{full}" for n, full in (layer | names).items()}
     block |= {"ln1_w": "norm1.weight", "ln1_b": "norm1.bias", "ln2_w": "norm2.weight", "ln2_b": "norm2.bias"}
     block |= {"w1": "feed_forward.up.weight", "b1": "feed_forward.up.bias", "w2": "feed_forward.down.weight", "b2": "feed_forward.down.bias"}

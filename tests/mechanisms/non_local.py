@@ -16,10 +16,10 @@ def _map(*axes: str, channels: int = 6) -> Any:
 
 
 def _block(*axes: str, name: str = "", smallest: int = 2, **options: Any) -> Case:
-    sizes = {"B": 2, "T": 3, "L": 7, "H": 4, "W": 5}
+    sizes = {"B": 2, "T": 4, "L": 7, "H": 4, "W": 5}
     return Case(
         "non_local_block", {n: sizes[n] for n in ("B", *axes)}, {"in_channels": 6, "dimension": len(axes), **options}, make=_map(*axes),
-        length=axes, smallest=smallest, exported_from=2 * smallest, gradcheck={"B": 1}, name=name or f"{len(axes)}d",
+        length=axes, smallest=smallest, exported_from=2 * smallest, gradcheck={"B": 1, "T": 2, "H": 2, "W": 3}, name=name or f"{len(axes)}d",
     )  # fmt: skip
 
 

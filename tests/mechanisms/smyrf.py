@@ -19,12 +19,14 @@ def _kept(sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
 
 SIZES = {"B": 2, "H": 2, "N": 12, "M": 12, "D": 4, "Dv": 3, "R": 2}
 DRAWS = ("alpha", "beta")
+CLUSTERS: Any = {"exported_from": 6}  # two clusters
 SMALL = {"B": 1, "N": 7, "M": 7, "D": 3, "Dv": 2}
 
 CASES = [
-    Case("smyrf_attention", SIZES, {"n_hashes": 2, "q_cluster_size": 4, "k_cluster_size": 4}, given=DRAWS, make={"alpha": _lines}, gradcheck=SMALL),
+    Case("smyrf_attention", SIZES, {"n_hashes": 2, "q_cluster_size": 4, "k_cluster_size": 4}, given=DRAWS, make={"alpha": _lines},
+         **CLUSTERS, gradcheck=SMALL),
     Case("smyrf_attention", SIZES, {"n_hashes": 2, "q_cluster_size": 5, "k_cluster_size": 5, "scale": 1.0}, name="masked",
-         given=(*DRAWS, "key_mask", "query_mask"), make={"alpha": _lines}, mask="key_mask", gradcheck=SMALL),
+         given=(*DRAWS, "key_mask", "query_mask"), make={"alpha": _lines}, mask="key_mask", **CLUSTERS, gradcheck=SMALL),
     Case("smyrf_attention", {**SIZES, "M": 25, "L": 7}, {"n_hashes": 2, "q_cluster_size": 3, "k_cluster_size": 7, "dropout": 0.2}, name="unequal",
          given=(*DRAWS, "dropout_keep"), make={"alpha": _lines, "dropout_keep": _kept}, length=(),
          lengths_fixed="queries and keys need equally many clusters", gradcheck={"B": 1}),

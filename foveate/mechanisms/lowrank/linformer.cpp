@@ -10,26 +10,39 @@ using Sharing = LinformerSharing;
 
 bool shares_kv(Sharing sharing) { return sharing == Sharing::kv || sharing == Sharing::layerwise; }
 
-/// x [B,H,M,D] -> [B,H,K,size,D]; tokens that fill no block are left out.
-Tensor blocks(const Tensor& x, const Size& size) {
-  const Size count = extent(x, 2) / size;
-  return x.narrow_symint(2, 0, count * size).unflatten_symint(2, {count, size});
+/// x [B,H,M,D] -> [B,H,K,D,size]; tokens that fill no block are left out.
+Tensor blocks(const Tensor& x, int64_t size) {
+  TORCH_CHECK_VALUE(extent(x, 2) >= size, "linformer: the keys are ", extent(x, 2), " tokens, fewer than a slot takes, length/rank = ", size);
+  return x.unfold(2, size, size);
 }
 
 /// w [K,M] or [H,K,M], x [B,H,M,D] -> [B,H,K,D]
 Tensor mix(const Tensor& w, const Tensor& x) {
-  if (w.dim() == 2) return split_heads(at::matmul(w, merge_heads(x)), x.size(1));  // one product for all heads
+  if (w.dim() == 2) return split_heads(at::matmul(w, merge_heads(x)), plain_extent(x, 1));  // one product for all heads
   const Tensor each = x.expand_symint({-1, extent(w, 0), -1, -1}).permute({1, 2, 0, 3}).flatten(2);  // [H,M,B D]
   return at::matmul(w, each).unflatten_symint(2, {extent(x, 0), extent(x, 3)}).permute({2, 0, 1, 3});
 }
 
+/// w [D,D,taps] or [H,D,D,taps], x [B,H,M,D] -> [B,H,K,D]: every block is one row of a matrix product.
+Tensor convolve(const Tensor& w, const Tensor& x) {
+  const Tensor taps = w.transpose(-3, -1).flatten(-3, -2);                 // [(H,)taps D,D]
+  const auto lay_out = [](const Tensor& parts, at::IntArrayRef order) {  // slots first: torch.export cannot bound other foldings of K
+    return parts.permute(order).clone(at::MemoryFormat::Contiguous).flatten(3);
+  };
+  if (w.dim() == 3) return at::matmul(lay_out(blocks(x, w.size(-1)), {2, 1, 0, 4, 3}), taps).permute({2, 1, 0, 3});
+  const Tensor rows = lay_out(blocks(x.expand_symint({-1, extent(w, 0), -1, -1}), w.size(-1)), {1, 2, 0, 4, 3});  // [H,K,B,taps D]
+  return at::matmul(rows.flatten(1, 2), taps).unflatten_symint(1, {extent(rows, 1), extent(rows, 2)}).permute({2, 0, 1, 3});
+}
+
 void check_matrix(const Tensor& w, const SlotProjection::Plan& plan, const Size& tokens) {
-  const bool each = plan.sharing == Sharing::none;
-  TORCH_CHECK_VALUE(w.dim() == (each ? 3 : 2) && w.size(-2) == plan.rank && w.size(-1) == plan.length && (!each || w.size(0) == plan.heads),
-                    "linformer: a projection must be ", each ? "[H,rank,length]" : "[rank,length]", " with ",
-                    each ? "H = " + std::to_string(plan.heads) + ", " : "", "rank = ", plan.rank, ", length = ", plan.length, ", got ", w.sizes());
+  const bool fits = (w.dim() == 2 || (w.dim() == 3 && w.size(0) == plan.heads)) && w.size(-2) == plan.rank && w.size(-1) == plan.length;
+  TORCH_CHECK_VALUE(fits, "linformer: a projection must be [rank,length] or [H,rank,length] with H = ", plan.heads, ", rank = ", plan.rank,
+                    ", length = ", plan.length, ", got ", w.sizes());
   TORCH_CHECK_VALUE(tokens <= plan.length, "linformer: length: the keys are ", tokens, " tokens, more than length = ", plan.length);
 }
+
+/// E serves both where there is no F.
+const SlotProjection& second(const SlotProjection& e, const SlotProjection& f) { return f.weight || f.fixed ? f : e; }
 
 /// out [B,H,N,D] of q and slots. A padded query, and one whose keys are all padding, gets zeros.
 Tensor attend_slots(const Tensor& q, const Tensor& k, const Tensor& v, const ops::Attention& how, const optional<Tensor>& key_mask,
@@ -87,13 +100,12 @@ Tensor SlotProjection::operator()(const Tensor& x, const Plan& plan) const {
   switch (plan.kind) {
     case Kind::mean:
     case Kind::max: {
-      const Tensor parts = blocks(x, (extent(x, 2) / plan.rank).max(1));  // [B,H,K,s,D]
-      return plan.kind == Kind::mean ? parts.mean(3) : parts.amax(3);
+      const Tensor parts = blocks(x, std::max<int64_t>(1, plan.length / plan.rank));
+      return plan.kind == Kind::mean ? parts.mean(4) : parts.amax(4);
     }
     case Kind::conv: {
       TORCH_CHECK_VALUE(weight, "linformer: the kind conv needs the weights of its projections");
-      const Tensor w = weight->transpose(-3, -1).flatten(-3, -2);               // [(H,)taps D,D]
-      const Tensor slots = at::matmul(blocks(x, weight->size(-1)).flatten(3), w);  // [B,H,K,D]
+      const Tensor slots = convolve(*weight, x);
       return bias ? slots + bias->unsqueeze(-2) : slots;
     }
     case Kind::linear:
@@ -121,10 +133,10 @@ LinformerAttention::Parameters LinformerAttention::init(const Options& o) {
 }
 
 Tensor LinformerAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
-  const SlotProjection::Plan plan{.kind = o.kind, .sharing = o.sharing, .length = o.length, .rank = o.rank, .heads = in.q.size(1)};
+  const SlotProjection::Plan plan{.kind = o.kind, .sharing = o.sharing, .length = o.length, .rank = o.rank, .heads = plain_extent(in.q, 1)};
   const auto real = [&](const Tensor& x) { return in.key_mask ? x * in.key_mask->to(x.scalar_type()).unsqueeze(1).unsqueeze(-1) : x; };
-  const Tensor k = p.key_projection(real(in.k), plan);                                                      // [B,H,K,D]
-  const Tensor v = (shares_kv(o.sharing) ? p.key_projection : p.value_projection)(real(in.v), plan);        // [B,H,K,Dv]
+  const Tensor k = p.key_projection(real(in.k), plan);                              // [B,H,K,D]
+  const Tensor v = second(p.key_projection, p.value_projection)(real(in.v), plan);  // [B,H,K,Dv]
   return attend_slots(in.q, k, v, over_slots(o), in.key_mask, in.query_mask);
 }
 
@@ -170,7 +182,7 @@ Tensor LinformerMultiheadAttention::attend(const Options& o, const Parameters& p
   const SlotProjection::Plan plan{.kind = o.kind, .sharing = o.sharing, .length = o.length, .rank = o.rank, .heads = o.num_heads};
   const int64_t kv_heads = o.one_kv_head ? 1 : o.num_heads;
   const auto& value = p.value ? *p.value : p.key;
-  const auto& second = shares_kv(o.sharing) ? e : f;
+  const auto& value_slots = second(e, f);
   const Tensor q = split_heads(p.query(in.x), o.num_heads);  // [B,H,N,D]
   const Tensor context = in.context.value_or(in.x);          // [B,M,E]
   const auto finish = [&](const Tensor& attended) {
@@ -188,10 +200,10 @@ Tensor LinformerMultiheadAttention::attend(const Options& o, const Parameters& p
     const auto real = [&](const Tensor& x) { return in.key_mask ? x * in.key_mask->to(x.scalar_type()).unsqueeze(1).unsqueeze(-1) : x; };
     const Tensor keys = real(split_heads(p.key(context), kv_heads));
     k = e(keys, plan);
-    v = second(p.value ? real(split_heads(value(context), kv_heads)) : keys, plan);
+    v = value_slots(p.value ? real(split_heads(value(context), kv_heads)) : keys, plan);
   } else {  // cheaper: the feature projections see K rows instead of M
     const auto features = [&](const layers::Linear& linear, const Tensor& slots) -> Tensor {  // slots [B,H or 1,K,E]
-      if (slots.size(1) == 1) return split_heads(linear(slots.squeeze(1)), kv_heads);
+      if (plain_extent(slots, 1) == 1) return split_heads(linear(slots.squeeze(1)), kv_heads);
       const Tensor w = linear.weight.unflatten(0, {kv_heads, -1}).transpose(1, 2);  // [H,E,D]: each head projects its own slots
       const Tensor projected = at::matmul(slots, w);
       return linear.bias ? projected + linear.bias->view({kv_heads, 1, -1}) : projected;
@@ -199,7 +211,7 @@ Tensor LinformerMultiheadAttention::attend(const Options& o, const Parameters& p
     const Tensor real = (in.key_mask ? context * in.key_mask->to(context.scalar_type()).unsqueeze(-1) : context).unsqueeze(1);
     const Tensor slots = e(real, plan);
     k = features(p.key, slots);
-    v = features(value, &second == &e ? slots : second(real, plan));
+    v = features(value, &value_slots == &e ? slots : value_slots(real, plan));
   }
   return finish(attend_slots(q, k, v, over_slots(o), in.key_mask, in.query_mask));
 }

@@ -27,7 +27,7 @@ template <> inline constexpr auto names<LinformerInit> =
     std::array<std::string_view, 4>{"xavier_uniform", "xavier_normal", "uniform", "normal"};
 
 /// E or F: a sequence of M tokens -> K slots.
-struct SlotProjection {
+struct FOVEATE_API SlotProjection {
   optional<Tensor> weight;  // [K,length] or [H,K,length]; conv: [D,D,taps] or [H,D,D,taps], output by input
   optional<Tensor> bias;    // [K] or [H,K]; conv: [D] or [H,D]
   optional<Tensor> fixed;   // as weight
@@ -75,7 +75,7 @@ void linformer_layer_fields(auto&& f, auto& o) {
 }  // namespace detail
 
 /// The bare function: given queries attend to slots of given keys and values.
-struct LinformerAttention {
+struct FOVEATE_API LinformerAttention {
   static constexpr Form form{.card = &linformer, .summary = "attention of q to keys and values gathered into slots",
                              .returns = "[B,H,N,Dv] attended values", .example = R"(q, k, v = torch.randn(3, 2, 4, 100, 16)
 attention = foveate.nn.LinformerAttention(length=128, rank=32)   # 100 of the 128 columns are used
@@ -123,7 +123,7 @@ assert attention(q, k, v).shape == (2, 4, 100, 16))"};
 };
 
 /// The layer: feature projections, heads, slots, output projection.
-struct LinformerMultiheadAttention {
+struct FOVEATE_API LinformerMultiheadAttention {
   static constexpr Form form{.card = &linformer, .summary = "multi-head attention to slots", .returns = "[B,N,E] attended sequence",
                              .example = R"(layer = foveate.nn.LinformerMultiheadAttention(embed_dim=32, num_heads=4, length=128, rank=16)
 out = layer(torch.randn(2, 100, 32))

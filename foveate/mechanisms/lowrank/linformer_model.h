@@ -7,7 +7,7 @@
 namespace foveate {
 
 /// y = norm1(x + attention(x));  z = norm2(y + W2 f(W1 y))
-struct LinformerBlock {
+struct FOVEATE_API LinformerBlock {
   LinformerMultiheadAttention::Parameters attention;
   layers::LayerNorm norm1;
   layers::FeedForward feed_forward;
@@ -20,7 +20,7 @@ struct LinformerBlock {
   }
 };
 
-struct LinformerEncoder {
+struct FOVEATE_API LinformerEncoder {
   static constexpr Form form{.card = &linformer, .summary = "stack of Linformer blocks", .returns = "[B,N,E] encoded sequence",
                              .example = R"(encoder = foveate.nn.LinformerEncoder(embed_dim=32, num_heads=4, depth=2, length=128, rank=16, sharing="layerwise")
 assert encoder(torch.randn(2, 100, 32)).shape == (2, 100, 32)

@@ -14,7 +14,7 @@ inline constexpr Card set_transformer{.slug = "set-transformer", .title = "Set T
                                       .equation = "ISAB(X) = MAB1(X, MAB0(I, X)), PMA(X) = MAB(S, X), with learned I and S"};
 
 /// The parameters of a MAB: projections to the width dv, a row-wise network of one layer, two normalisations.
-struct SetAttention {
+struct FOVEATE_API SetAttention {
   layers::Linear query, key, value, out;
   optional<layers::LayerNorm> norm0, norm1;
 
@@ -60,7 +60,7 @@ void set_transformer_fields(auto&& f, auto& o) {
 }  // namespace detail
 
 /// Multi-head attention block: one set asks another.
-struct MAB {
+struct FOVEATE_API MAB {
   static constexpr Form form{.card = &set_transformer, .summary = "one set attends to another", .returns = "[B,N,dim] of each element that asks",
                              .example = R"(mab = foveate.nn.MAB(query_dim=3, key_dim=5, dim=32)
 out = mab(torch.randn(2, 7, 3), torch.randn(2, 11, 5))
@@ -96,7 +96,7 @@ assert out.shape == (2, 7, 32))"};
 };
 
 /// Self-attention of a set, all elements with all.
-struct SAB {
+struct FOVEATE_API SAB {
   static constexpr Form form{.card = &set_transformer, .summary = "a set attends to itself", .returns = "[B,N,dim] of each element",
                              .example = R"(sab = foveate.nn.SAB(in_dim=3, dim=32)
 x, order = torch.randn(2, 7, 3), torch.randperm(7)
@@ -129,7 +129,7 @@ assert torch.allclose(sab(x[:, order]), sab(x)[:, order], atol=1e-5))"};
 };
 
 /// Self-attention through m inducing points: O(N m).
-struct ISAB {
+struct FOVEATE_API ISAB {
   static constexpr Form form{.card = &set_transformer, .summary = "a set attends to itself through inducing points",
                              .returns = "[B,N,dim] of each element", .example = R"(isab = foveate.nn.ISAB(in_dim=3, dim=32, num_inducing=8)
 out = isab(torch.randn(2, 100, 3))
@@ -169,7 +169,7 @@ assert out.shape == (2, 100, 32))"};
 };
 
 /// Pooling: k learned seeds ask the set. step() pools a set that grows.
-struct PMA {
+struct FOVEATE_API PMA {
   static constexpr Form form{.card = &set_transformer, .summary = "learned seeds pool a set, also one that grows",
                              .returns = "[B,K,dim] of each seed", .example = R"(pma = foveate.nn.PMA(dim=32, num_seeds=2)
 x = torch.randn(1, 100, 32)
@@ -214,7 +214,7 @@ assert torch.allclose(pooled, pma(x), atol=1e-5))"};
 };
 
 /// The variant of isab-pytorch: plain attention twice, no residual, no normalisation, no row-wise network.
-struct LatentISAB {
+struct FOVEATE_API LatentISAB {
   static constexpr Form form{.card = &set_transformer, .summary = "latents read a set, and the set reads the latents",
                              .example = R"(isab = foveate.nn.LatentISAB(dim=32, num_heads=4, head_dim=8, num_latents=6)
 out, latents = isab(torch.randn(2, 100, 32))

@@ -4,7 +4,7 @@
 
 namespace foveate {
 
-struct SetTransformer {
+struct FOVEATE_API SetTransformer {
   static constexpr Form form{.card = &set_transformer, .summary = "model from sets to a few outputs", .returns = "[B,K,out_dim] of each seed",
                              .example = R"(model = foveate.nn.SetTransformer(in_dim=2, out_dim=5, dim=32, num_inducing=8)
 x = torch.randn(3, 50, 2)

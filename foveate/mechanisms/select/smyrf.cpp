@@ -32,52 +32,51 @@ std::pair<Tensor, Tensor> orders(const SmyrfAttention::Options& o, const SmyrfAt
   return {sorted(hq, in.query_mask), sorted(hk, in.key_mask)};
 }
 
-/// Sorted tokens cut into clusters; where the last one is not full, places that nobody takes fill it.
+/// Sorted tokens cut into clusters; where the last one is not full, its last token stands in, seen by nobody.
 struct Clusters {
   Tensor order;         // [B,H,R,N]
   Tensor full;          // [B,H,R,C size]
+  Tensor place;         // [C size]
   Size length, places;  // N, C size
   int64_t size;
 
-  Clusters(const Tensor& sorted, int64_t cluster) : order(sorted), full(sorted), length(extent(sorted, 3)), size(cluster) {
+  Clusters(const Tensor& sorted_tokens, int64_t cluster_size)
+      : order(sorted_tokens), full(sorted_tokens), length(extent(sorted_tokens, 3)), size(cluster_size) {
     places = (length + size - 1) / size * size;
-    if (!is_whole()) full = at::cat({order, filling(order)}, 3);
+    place = at::arange(places, order.options());
+    if (!is_whole()) full = order.index_select(3, place.clamp_max(length - 1));
   }
   /// False where it depends on a length not known yet.
   bool is_whole() const { return (places - length).maybe_as_int() == 0; }
 
-  /// x [B,H,N,D] -> [B H R C,1,size,D]
+  /// x [B,H,N,D] -> [C,B H R,size,D]
   Tensor pick(const Tensor& x) const { return cut(x.unsqueeze(2).expand_symint({-1, -1, extent(order, 2), -1, -1})); }
 
-  /// x [B,H,R,N,D] -> [B H R C,1,size,D]
+  /// x [B,H,R,N,D] -> [C,B H R,size,D]
   Tensor cut(const Tensor& x) const {
-    const Tensor rows = x.gather(3, full.unsqueeze(-1).expand_symint({-1, -1, -1, -1, extent(x, 4)}));
-    return rows.unflatten_symint(3, {places / size, size}).flatten(0, 3).unsqueeze(1);
+    return clusters_first(x.gather(3, full.unsqueeze(-1).expand_symint({-1, -1, -1, -1, extent(x, 4)})));
   }
 
-  /// Which of the places hold a token that takes part: [B H R C,size]
+  /// Which of the places hold a token that takes part: [C,B H R,1,size]
   optional<Tensor> visible(const optional<Tensor>& mask) const {
     if (!mask && is_whole()) return std::nullopt;
-    Tensor taken = mask ? mask->unsqueeze(1).unsqueeze(1).expand_symint(order.sym_sizes()).gather(3, order) : at::ones_like(order, at::kBool);
-    if (!is_whole()) taken = at::cat({taken, filling(taken)}, 3);
-    return taken.unflatten_symint(3, {places / size, size}).flatten(0, 3);
+    Tensor taken = (place < length).expand_as(full);
+    if (mask) taken = taken & mask->unsqueeze(1).unsqueeze(1).expand_symint(order.sym_sizes()).gather(3, full);
+    return clusters_first(taken.unsqueeze(-1)).transpose(2, 3);
   }
 
-  /// x [B H R C,1,size,...] -> [R,B,H,N,...], each row back in its place
+  /// x [C,B H R,size,D] -> [R,B,H,N,D], each row back where its token stands
   Tensor put_back(const Tensor& x) const {
-    const auto shape = order.sym_sizes();
-    std::vector<Size> rows{shape[0], shape[1], shape[2], places};
-    Tensor index = order;
-    if (x.dim() == 4) {
-      rows.push_back(extent(x, 3));
-      index = order.unsqueeze(-1).expand_symint({-1, -1, -1, -1, extent(x, 3)});
-    }
-    const Tensor by_rank = x.reshape_symint(rows).narrow_symint(3, 0, length);
-    return at::scatter(at::zeros_like(by_rank), 3, index, by_rank).movedim(2, 0);
+    const Tensor by_rank = x.unflatten_symint(1, order.sym_sizes().slice(0, 3)).permute({3, 1, 2, 0, 4, 5}).flatten(3, 4);  // [R,B,H,C size,D]
+    const Tensor rank = at::scatter(at::zeros_like(order), 3, order, at::arange(length, order.options()).expand_as(order));
+    return by_rank.gather(3, rank.movedim(2, 0).unsqueeze(-1).expand_symint({-1, -1, -1, -1, extent(x, 3)}));
   }
 
  private:
-  Tensor filling(const Tensor& x) const { return x.new_zeros_symint({extent(x, 0), extent(x, 1), extent(x, 2), places - length}); }
+  /// Sorted x [B,H,R,C size,D], cut. Clusters come first since torch.export cannot bound other foldings of a number that depends on the length.
+  Tensor clusters_first(const Tensor& x) const {
+    return x.unflatten_symint(3, {places / size, size}).permute({3, 0, 1, 2, 4, 5}).flatten(1, 3);
+  }
 };
 
 }  // namespace
@@ -102,10 +101,10 @@ SmyrfAttention::Outputs SmyrfAttention::forward(const Options& o, const Paramete
                     " keys");
 
   const auto [out, lse] = ops::attention(queries.pick(in.q), keys.pick(in.k), keys.pick(in.v),
-                                         {.key_mask = keys.visible(in.key_mask), .scale = o.scale.value_or(default_scale(in.q)),
+                                         {.mask = keys.visible(in.key_mask), .scale = o.scale.value_or(default_scale(in.q)),
                                           .dropout_keep = in.dropout_keep ? optional(queries.cut(*in.dropout_keep)) : std::nullopt,
                                           .dropout = o.dropout});
-  Tensor merged = ops::merge_attention(queries.put_back(out), queries.put_back(lse)).out;
+  Tensor merged = ops::merge_attention(queries.put_back(out), queries.put_back(lse.unsqueeze(-1)).squeeze(-1)).out;
   if (in.query_mask) merged = merged * in.query_mask->to(merged.scalar_type()).unsqueeze(1).unsqueeze(-1);
   return {.out = merged, .q_order = q_order, .k_order = k_order};
 }

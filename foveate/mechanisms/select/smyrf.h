@@ -9,7 +9,7 @@ inline constexpr Card smyrf{.slug = "smyrf", .title = "SMYRF: asymmetric cluster
                             .equation = "out = sum_r softmax_r(lse_r) softmax(scale Q_c K_c^T) V_c, c the cluster of a query in round r"};
 
 /// Drop-in for attention: nothing is learned, so a trained model may use it as it is.
-struct SmyrfAttention {
+struct FOVEATE_API SmyrfAttention {
   static constexpr Form form{.card = &smyrf, .summary = "balanced asymmetric clusters of queries and keys, attention inside them",
                              .example = R"(q, k, v = torch.randn(3, 1, 2, 100, 16)
 out, q_order, k_order = foveate.smyrf_attention(q, k, v, n_hashes=4, q_cluster_size=16, k_cluster_size=16)

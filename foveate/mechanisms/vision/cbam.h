@@ -10,14 +10,21 @@
 
 namespace foveate {
 
-inline constexpr Card cbam{.slug = "cbam", .title = "CBAM and BAM", .paper = "1807.06521", .year = 2018, .family = Family::vision,
-                           .cost = "O(N C + C^2 / r + N k^2)", .causality = Causality::none,
+inline constexpr Card cbam{.slug = "cbam",
+                           .title = "CBAM and BAM",
+                           .paper = "1807.06521",
+                           .year = 2018,
+                           .family = Family::vision,
+                           .cost = "O(N C + C^2 / r + N k^2)",
+                           .causality = Causality::none,
                            .equation = "y = x sigmoid(sum_t MLP(pool_t(x))), out = y sigmoid(BN(conv([max_c y, mean_c y])))"};
 
 /// Channel gate, then spatial gate.
 struct FOVEATE_API CBAM {
-  static constexpr Form form{.card = &cbam, .summary = "convolutional block attention module: channel gate, then spatial gate",
-                             .returns = "[B,C,H,W] gated map", .example = R"(gate = foveate.nn.CBAM(gate_channels=32, pools="avg+max")
+  static constexpr Form form{.card = &cbam,
+                             .summary = "convolutional block attention module: channel gate, then spatial gate",
+                             .returns = "[B,C,H,W] gated map",
+                             .example = R"(gate = foveate.nn.CBAM(gate_channels=32, pools="avg+max")
 out = gate(torch.randn(2, 32, 7, 9))
 assert out.shape == (2, 32, 7, 9))"};
   struct Options {
@@ -75,8 +82,10 @@ assert out.shape == (2, 32, 7, 9))"};
 
 /// Both gates side by side, multiplied, as a bottleneck between stages.
 struct FOVEATE_API BAM {
-  static constexpr Form form{.card = &cbam, .summary = "bottleneck attention module: channel and spatial gates side by side, multiplied",
-                             .returns = "[B,C,H,W] gated map", .example = R"(gate = foveate.nn.BAM(gate_channels=32)
+  static constexpr Form form{.card = &cbam,
+                             .summary = "bottleneck attention module: channel and spatial gates side by side, multiplied",
+                             .returns = "[B,C,H,W] gated map",
+                             .example = R"(gate = foveate.nn.BAM(gate_channels=32)
 out = gate(torch.randn(2, 32, 9, 5))
 assert out.shape == (2, 32, 9, 5))"};
   struct Options {

@@ -6,15 +6,22 @@
 namespace foveate {
 namespace {
 
-/// The number of rows, at least 1, as a tensor: lengths may be symbolic.
-Tensor count(const Tensor& k) { return k.new_ones_symint({extent(k, 2)}).sum().clamp_min(1); }
+// Below, q [...,N,D], k [...,M,D], v [...,M,Dv], with or without heads.
+
+/// M, at least 1, as a tensor: lengths may be symbolic.
+Tensor count(const Tensor& k) { return k.new_ones_symint({extent(k, -2)}).sum().clamp_min(1); }
+
+Tensor softmax(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+  if (q.dim() == 4) return ops::attention(q, k, v, {.scale = scale}).out;
+  return ops::attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), {.scale = scale}).out.squeeze(1);
+}
 
 /// y_i = 1/M sum_j (q_i.k_j scale) v_j. Associative: whichever order costs less.
 Tensor dot_product(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
-  const auto N = extent(q, 2).maybe_as_int(), M = extent(k, 2).maybe_as_int(), D = extent(q, 3).maybe_as_int();
+  const auto N = extent(q, -2).maybe_as_int(), M = extent(k, -2).maybe_as_int(), D = extent(q, -1).maybe_as_int();
   const bool map_first = N && M && D && *N * *M < *D * (*N + *M);  // a length that is not known yet counts as long
-  const Tensor share = q * (scale / count(k));
-  return map_first ? at::matmul(at::matmul(share, k.transpose(-1, -2)), v) : at::matmul(share, at::matmul(k.transpose(-1, -2), v));
+  const Tensor share = q * (scale / count(k)), keys = k.transpose(-1, -2);
+  return map_first ? at::matmul(at::matmul(share, keys), v) : at::matmul(share, at::matmul(keys, v));
 }
 
 /// y_i = 1/M sum_j relu(a_i + b_j) v_j with a_i = w_a.q_i, b_j = w_b.k_j.
@@ -24,25 +31,26 @@ Tensor dot_product(const Tensor& q, const Tensor& k, const Tensor& v, double sca
 Tensor concatenation(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pair_weight, const optional<Tensor>& pair_bias) {
   const auto type = ops::accumulation_type(q.scalar_type());
   const auto weights = pair_weight.flatten().to(type).chunk(2);
-  const Tensor a = at::matmul(q.to(type), weights[0]);  // [B,H,N]
-  Tensor b = at::matmul(k.to(type), weights[1]);        // [B,H,M]
+  const Tensor a = at::matmul(q.to(type), weights[0]);  // [...,N]
+  Tensor b = at::matmul(k.to(type), weights[1]);        // [...,M]
   if (pair_bias) b = b + pair_bias->to(type);
 
   const auto [rising, order] = b.sort(-1);
-  const Tensor values = v.to(type).gather(2, order.unsqueeze(-1).expand_symint(v.sym_sizes()));       // [B,H,M,Dv]
-  const Tensor terms = at::cat({values, rising.unsqueeze(-1) * values}, -1);                          // [B,H,M,2Dv]
-  const Tensor tails = at::constant_pad_nd(terms.flip(2).cumsum(2).flip(2), {0, 0, 0, 1});            // [B,H,M+1,2Dv]; the last is empty
+  const Tensor values = v.to(type).gather(-2, order.unsqueeze(-1).expand_symint(v.sym_sizes()));  // [...,M,Dv]
+  const Tensor terms = at::cat({values, rising.unsqueeze(-1) * values}, -1);                      // [...,M,2Dv]
+  const Tensor tails = at::constant_pad_nd(terms.flip(-2).cumsum(-2).flip(-2), {0, 0, 0, 1});     // [...,M+1,2Dv]; the last is empty
   const Tensor start = at::searchsorted(rising.detach().contiguous(), -a.detach().contiguous(), /*out_int32=*/false, /*right=*/true);
-  const Tensor taken = tails.gather(2, start.unsqueeze(-1).expand_symint({extent(q, 0), extent(q, 1), extent(q, 2), extent(tails, 3)}));
-  const auto sums = taken.chunk(2, -1);  // of v_j and of b_j v_j
-  return ((a.unsqueeze(-1) * sums[0] + sums[1]) / count(b)).to(q.scalar_type());
+  auto shape = a.sym_sizes().vec();
+  shape.push_back(extent(tails, -1));
+  const auto sums = tails.gather(-2, start.unsqueeze(-1).expand_symint(shape)).chunk(2, -1);  // of v_j and of b_j v_j
+  return ((a.unsqueeze(-1) * sums[0] + sums[1]) / count(k.to(type))).to(q.scalar_type());
 }
 
 Tensor attend(NonLocalMode mode, const Tensor& q, const Tensor& k, const Tensor& v, double scale, const optional<Tensor>& pair_weight,
               const optional<Tensor>& pair_bias) {
   switch (mode) {
     case NonLocalMode::embedded_gaussian:
-    case NonLocalMode::gaussian: return ops::attention(q, k, v, {.scale = scale}).out;
+    case NonLocalMode::gaussian: return softmax(q, k, v, scale);
     case NonLocalMode::dot_product: return dot_product(q, k, v, scale);
     case NonLocalMode::concatenation: return concatenation(q, k, v, *pair_weight, pair_bias);
   }
@@ -58,8 +66,8 @@ Tensor halve(const Tensor& x) {
   }
 }
 
-/// [B,C,*S] -> [B,1,N,C], a view
-Tensor positions(const Tensor& map) { return map.flatten(2).transpose(1, 2).unsqueeze(1); }
+/// [B,C,*S] -> [B,N,C], a view
+Tensor positions(const Tensor& map) { return map.flatten(2).transpose(1, 2); }
 
 }  // namespace
 
@@ -67,8 +75,8 @@ Tensor NonLocalAttention::forward(const Options& o, const Parameters&, const Inp
   const bool pairs = o.mode == NonLocalMode::concatenation;
   TORCH_CHECK_VALUE(pairs == in.pair_weight.has_value(), "non_local_attention: pair_weight is for the mode concatenation, which needs it; got mode ",
                     names<NonLocalMode>[static_cast<std::size_t>(o.mode)], pairs ? " without it" : " with it");
-  TORCH_CHECK_VALUE(!pairs || extent(*in.pair_weight, 0) == 2 * extent(in.q, 3), "non_local_attention: pair_weight must be [2D] with D = ",
-                    extent(in.q, 3), " as in q, got ", in.pair_weight->sym_sizes());
+  TORCH_CHECK_VALUE(!pairs || extent(*in.pair_weight, 0) == 2 * extent(in.q, 3),
+                    "non_local_attention: pair_weight must be [2D] with D = ", extent(in.q, 3), " as in q, got ", in.pair_weight->sym_sizes());
   return attend(o.mode, in.q, in.k, in.v, o.scale, in.pair_weight, {});
 }
 
@@ -118,14 +126,14 @@ Tensor NonLocalBlock::forward(const Options& o, const Parameters& p, const Input
   const Tensor fewer = first || !embeds ? pool(x) : Tensor();
   const auto reduced = [&](const layers::Convolution& map) { return positions(first ? map(fewer) : pool(map(x))); };
 
-  const Tensor theta = positions(embeds ? (*p.theta)(x) : x);         // [B,1,N,Ci]
-  const Tensor phi = embeds ? reduced(*p.phi) : positions(fewer);     // [B,1,M,Ci]
-  const Tensor g = reduced(p.g);                                      // [B,1,M,Ci]
+  const Tensor theta = positions(embeds ? (*p.theta)(x) : x);      // [B,N,Ci]
+  const Tensor phi = embeds ? reduced(*p.phi) : positions(fewer);  // [B,M,Ci]
+  const Tensor g = reduced(p.g);                                   // [B,M,Ci]
   const Tensor y = attend(o.mode, theta, phi, g, o.scale, p.pair ? optional(p.pair->weight) : std::nullopt, p.pair ? p.pair->bias : std::nullopt);
 
   auto shape = x.sym_sizes().vec();
-  shape[1] = extent(g, 3);
-  const Tensor z = p.out(y.squeeze(1).transpose(1, 2).reshape_symint(shape));
+  shape[1] = extent(g, 2);
+  const Tensor z = p.out(y.transpose(1, 2).reshape_symint(shape));
   return (o.bn ? (*p.norm)(z, training, o.bn_momentum, o.bn_eps) : z) + x;
 }
 

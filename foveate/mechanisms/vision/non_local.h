@@ -6,8 +6,13 @@
 
 namespace foveate {
 
-inline constexpr Card non_local{.slug = "non-local", .title = "Non-local block", .paper = "1711.07971", .year = 2017, .family = Family::vision,
-                                .cost = "O(N M C)", .causality = Causality::none,
+inline constexpr Card non_local{.slug = "non-local",
+                                .title = "Non-local block",
+                                .paper = "1711.07971",
+                                .year = 2017,
+                                .family = Family::vision,
+                                .cost = "O(N M C)",
+                                .causality = Causality::none,
                                 .equation = "z = BN(W (A g(x))) + x, A_ij = f(theta(x_i), phi(x_j)) / C(x)"};
 
 /// How alike two positions are. The two Gaussian modes are normalised by a softmax, the others by the number of keys.
@@ -21,7 +26,9 @@ template <> inline constexpr auto names<PoolPosition> = std::array<std::string_v
 
 /// The bare function: every position reads every other by one of four similarities.
 struct FOVEATE_API NonLocalAttention {
-  static constexpr Form form{.card = &non_local, .summary = "the non-local operation on given q, k, v", .returns = "[B,H,N,Dv] attended values",
+  static constexpr Form form{.card = &non_local,
+                             .summary = "the non-local operation on given q, k, v",
+                             .returns = "[B,H,N,Dv] attended values",
                              .example = R"(q = k = v = torch.randn(2, 1, 16, 8)
 out = foveate.non_local_attention(q, k, v, mode="concatenation", pair_weight=torch.randn(16))
 weights = foveate.non_local_attention(q, k, torch.eye(16).expand(2, 1, 16, 16))  # the values of the identity show the map
@@ -52,7 +59,9 @@ assert out.shape == (2, 1, 16, 8) and torch.allclose(weights.sum(-1), torch.ones
 
 /// The block as it is put into a network: 1x1 maps, attention over all positions, 1x1 map back, batch normalisation, residual.
 struct FOVEATE_API NonLocalBlock {
-  static constexpr Form form{.card = &non_local, .summary = "non-local block for maps of one to three dimensions", .returns = "[...] map of the shape of x",
+  static constexpr Form form{.card = &non_local,
+                             .summary = "non-local block for maps of one to three dimensions",
+                             .returns = "[...] map of the shape of x",
                              .example = R"(block = foveate.nn.NonLocalBlock(in_channels=8, dimension=2)
 x = torch.randn(2, 8, 6, 7)
 assert torch.equal(block(x), x)  # a fresh block is the identity)"};

@@ -57,7 +57,7 @@ def _efficient_block(size: Size) -> dict[str, Any]:
 ROWS: tuple[Row, ...] = (
     Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
-    Row("T5Attention", "T5 relative bias", "qkv", "different", lambda size: {"num_heads": size.heads}),
+    Row("T5Attention", "T5 relative bias", "qkv", "different", lambda size: {"num_heads": size.heads, "scale": size.width**-0.5}),
     Row("AlibiAttention", "ALiBi", "qkv", "different"),
     Row("RotaryAttention", "Rotary positions", "qkv", "different"),
     Row("XLNetAttention", "XLNet relative positions", "qkv", "different", _heads, extra=lambda size: _distances(size, 2)),
@@ -75,13 +75,23 @@ ROWS: tuple[Row, ...] = (
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
-    Row("PMA", "Pooling by attention (PMA)", "vectors", "different", _set),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
     Row("CBAM", "CBAM", "map", "different", lambda size: {"gate_channels": size.width}),
     Row("BAM", "BAM", "map", "different", lambda size: {"gate_channels": size.width}),
 )
+
+
+# Why a form has no row, where it is not for its input.
+REASONS = {
+    "PMA": "pools a sequence into a few vectors",
+    "RotaryEmbedding": "is a part of RotaryAttention",
+    "NonLocalAttention": "is exact attention with a scale of its own",
+    "LinformerEncoder": "is a whole model",
+    "SetTransformer": "is a whole model",
+    "TransformerXL": "is a whole model",
+}
 
 
 def _distances(size: Size, lengths: int) -> tuple[Tensor]:
@@ -158,7 +168,8 @@ def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Con
     for slug in slugs or ():
         if slug not in known:
             raise UserError(f"no mechanism called '{slug}'{nearest(slug, known)}; `foveate list` names them all")
-    every = [contestant for card in cards for contestant in contestants_of(card)]
+    labels = [row.label for row in ROWS]
+    every = sorted((each for card in cards for each in contestants_of(card)), key=lambda each: labels.index(each.name))
     chosen: list[Contestant] = []
     for kind in dict.fromkeys(kinds):
         of_kind = [each for each in every if each.kind == kind]
@@ -169,7 +180,7 @@ def choose(kinds: Iterable[Kind], slugs: Sequence[str] | None) -> tuple[list[Con
     if not chosen:
         raise UserError(f"none of {', '.join(slugs or known)} takes this input: {_takers(wanted)}")
     rowless = [form.class_name for card in wanted for form in card.forms if not any(row.form == form.class_name for row in ROWS)]
-    return chosen, [(name, "needs an input of its own") for name in rowless]
+    return chosen, [(name, REASONS.get(name, "needs an input of its own")) for name in rowless]
 
 
 def find_card(slug: str) -> Card:

@@ -28,8 +28,9 @@ def show(report: Report, console: Console) -> None:
     load, cores = report.machine["load"], report.machine["cores"]
     if load is not None and load > BUSY * cores:
         console.print(Text(f"the machine was busy (load {load} on {cores} cores): times may mislead", style="yellow"))
-    for left in report.not_compared:
-        console.print(Text(f"not compared: {left['form']} ({left['why']})", style="dim"))
+    if report.not_compared:
+        left = ", ".join(f"{each['form']} ({each['why']})" for each in report.not_compared)
+        console.print(Text(f"not compared: {left}", style="dim"))
 
 
 def exponent_text(value: float | None) -> str:
@@ -107,7 +108,8 @@ def _columns(panel: Panel, wide: bool) -> list[tuple[str, Cell]]:
 def _time_text(time: Time | None, spread: bool) -> str:
     if time is None:
         return ""
-    around = f" ±{(time.high_ms - time.low_ms) / 2:.1g}" if spread else ""
+    spread_ms = float(f"{(time.high_ms - time.low_ms) / 2:.1g}")
+    around = f" ±{spread_ms:g}" if spread else ""
     return (f"{time.median_ms:.3g}" if time.median_ms < 1000 else f"{time.median_ms:.0f}") + around
 
 

@@ -1,0 +1,109 @@
+"""What forms with a training mode promise besides: running statistics follow in training, whole, compiled, exported and differentiated,
+and stay in evaluation."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.contract import Case, cases, first
+
+TRAINING = [case for case in cases() if case.card.training]
+EVERY_CASE = pytest.mark.parametrize("case", TRAINING, ids=[case.id for case in TRAINING])
+NORMALISING = [case for case in TRAINING if dict(case.layer().named_buffers())]
+
+
+def statistics(layer: torch.nn.Module) -> dict[str, Tensor]:
+    """Its buffers, as they are now."""
+    return {name: b.clone() for name, b in layer.named_buffers()}
+
+
+def assert_same(got: dict[str, Tensor], want: dict[str, Tensor], **tolerance: Any) -> None:
+    assert set(got) == set(want)
+    for name, x in want.items():
+        torch.testing.assert_close(got[name], x, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@EVERY_CASE
+def test_opcheck_in_training(case: Case) -> None:
+    layer = case.layer().train()
+    inputs = case.inputs()
+    for x in inputs.values():
+        x.requires_grad_(x.is_floating_point())
+    operator = getattr(torch.ops.foveate, case.form).default
+    torch.library.opcheck(operator, (), {**inputs, **layer._arguments(), "training": True})
+
+
+@pytest.mark.parametrize("case", NORMALISING, ids=[case.id for case in NORMALISING])
+def test_statistics_follow_in_training_only(case: Case) -> None:
+    layer, inputs = case.layer(), case.inputs()
+    before = statistics(layer)
+    layer(**inputs)
+    assert_same(statistics(layer), before, rtol=0, atol=0)
+    layer.train()(**inputs)
+    assert all(not torch.equal(x, before[name]) for name, x in statistics(layer).items())
+
+
+@EVERY_CASE
+def test_compiled_training_equals_eager(case: Case) -> None:
+    torch._dynamo.reset()
+    inputs, eager, other = case.inputs(), case.layer().train(), case.layer().train()
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        want, got = first(eager(**inputs)), first(compiled(**inputs))
+        torch.testing.assert_close(got, want)
+        want.square().sum().backward()
+        got.square().sum().backward()
+    assert_same(statistics(other), statistics(eager))
+    gradients = [{name: p.grad for name, p in layer.named_parameters() if p.grad is not None} for layer in (other, eager)]
+    assert_same(gradients[0], gradients[1], rtol=1e-8, atol=1e-9)
+
+
+@EVERY_CASE
+def test_exported_training_equals_eager(case: Case) -> None:
+    inputs, layer = case.inputs(), case.layer().train()
+    given = tuple(inputs.get(field.name) for field in case.card.inputs)
+    program = torch.export.export(layer, given).module()
+    torch.testing.assert_close(first(program(*given)), first(layer(**inputs)))
+    assert_same(statistics(program), statistics(layer))
+
+
+@EVERY_CASE
+def test_functional_gradients_in_training_equal_autograd(case: Case) -> None:
+    inputs, layer = case.inputs(), case.layer().train()
+    parameters = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    before = statistics(layer)
+
+    def loss(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        return first(torch.func.functional_call(layer, {**own, **buffers}, (), inputs)).square().sum()
+
+    got = torch.func.grad(loss)(parameters, {name: b.clone() for name, b in before.items()})
+    assert_same(statistics(layer), before, rtol=0, atol=0)  # the copies follow, not the layer's own
+    leaves = {name: p.requires_grad_() for name, p in parameters.items()}
+    found = torch.autograd.grad(loss(leaves, before), list(leaves.values()), allow_unused=True)
+    want = {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(leaves.items(), found, strict=True)}
+    assert_same(got, want, rtol=1e-8, atol=1e-9)
+
+
+LISTED = [case for case in cases() if case.card.listed]
+
+
+@pytest.mark.parametrize("case", LISTED, ids=[case.id for case in LISTED])
+def test_lists_of_parameters_are_checked(case: Case) -> None:
+    inputs, layer = case.inputs(), case.layer()
+    operator = getattr(torch.ops.foveate, case.form).default
+    arguments = layer._arguments()
+    for name in ("parameters", "buffers"):
+        tensors = arguments[name]
+        if not tensors:
+            continue
+        with pytest.raises(ValueError, match=rf"{name}: the list ends before"):
+            operator(**inputs, **{**arguments, name: tensors[:-1]})
+        with pytest.raises(ValueError, match=r"more than these options need"):
+            operator(**inputs, **{**arguments, name: [*tensors, tensors[0]]})
+        last = max((i for i, x in enumerate(tensors) if x is not None), default=None)
+        if last is None:
+            continue
+        with pytest.raises(TypeError, match=rf"{case.form}: [\w.]+ must be Double like [\w.]+, got Float"):
+            operator(**inputs, **{**arguments, name: [x.float() if i == last else x for i, x in enumerate(tensors)]})
