@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor> attention_formula(const Tensor& q_given, const Tensor
     const Tensor by_row = at::matmul(exact(row_query.value_or(q_given)), exact(*rows).transpose(-1, -2)) * scale;  // [B,H,N,L]
     s = s + by_row.gather(3, by_distance(rows->size(-2)).expand({by_row.size(0), H, N, M}));
   }
-  if (table) s = s + exact(*table).index_select(1, by_distance(table->size(1)).flatten()).view({-1, N, M});
+  if (table) s = s + exact(*table).index_select(1, by_distance(table->size(1)).flatten()).view({table->size(0), N, M});
   if (slopes) s = s - exact(*slopes).view({-1, 1, 1}) * (j - i).abs();
   if (bias) s = s + exact(*bias);
   const auto hide = [&](const Tensor& hidden) { s = s.masked_fill(hidden, -std::numeric_limits<double>::infinity()); };
