@@ -50,7 +50,8 @@ torch.testing.assert_close(out, q.softmax(-1) @ context))"};
 /// The block on feature maps: 1x1 convolutions, heads of channels, reprojection, residual.
 struct FOVEATE_API EfficientAttentionBlock {
   static constexpr Form form{.card = &efficient_attention, .summary = "efficient attention block on feature maps, in place of a non-local block",
-                             .returns = "[B,C,H,W] x plus the reprojected attention", .example = R"(block = foveate.nn.EfficientAttentionBlock(in_channels=16, key_channels=8, head_count=2, value_channels=8)
+                             .returns = "[B,C,H,W] x plus the reprojected attention",
+                             .example = R"(block = foveate.nn.EfficientAttentionBlock(in_channels=16, key_channels=8, head_count=2, value_channels=8)
 x = torch.randn(2, 16, 9, 7)
 assert block(x).shape == x.shape)"};
   struct Options {

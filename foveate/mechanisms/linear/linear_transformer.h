@@ -57,7 +57,8 @@ assert state[0].shape == (2, 4, 8, 8))"};
 
 /// The layer: projections, heads, output projection; of a sequence with itself or with a context.
 struct FOVEATE_API LinearTransformer {
-  static constexpr Form form{.card = &linear_transformer, .summary = "linear attention layer", .returns = "[B,N,E] attended sequence", .example = R"(layer = foveate.nn.LinearTransformer(d_model=32, n_heads=4, causal=True)
+  static constexpr Form form{.card = &linear_transformer, .summary = "linear attention layer", .returns = "[B,N,E] attended sequence",
+                             .example = R"(layer = foveate.nn.LinearTransformer(d_model=32, n_heads=4, causal=True)
 x = torch.randn(2, 16, 32)
 first, state = layer.step(x[:, :10])
 rest, state = layer.step(x[:, 10:], state=state)
