@@ -153,7 +153,7 @@ def _forward_call(call: nn.Module, sample: Sample) -> measure.Call:
 
 
 def _training_call(contestant: Contestant, sample: Sample, output: Tensor, settings: Settings) -> measure.Call:
-    call = _built(contestant, sample, settings).train()
+    call = _built(contestant, sample, settings).eval()  # one photo has no batch statistics after global pooling; gradients flow all the same
     inputs = [tensor.detach().clone().requires_grad_() for tensor in sample.tensors]
     wanted = inputs + [parameter for parameter in call.parameters() if parameter.requires_grad]
     cotangent = torch.randn_like(output)
