@@ -19,7 +19,8 @@ Heads heads(int64_t length) {
 }
 
 void count(benchmark::State& state, int64_t length) {  // 2 GEMMs of N x N x 64 in 8 heads
-  state.counters["GFLOP/s"] = benchmark::Counter(4.0 * 8 * 64 * static_cast<double>(length * length) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(4.0 * 8 * 64 * static_cast<double>(length * length) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void BM_Attention(benchmark::State& state) {

@@ -17,4 +17,3 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     slug = source.removeprefix("mechanisms/").removesuffix(".md")
     card = next((card for card in catalog() if card.slug == slug), None)
     return markdown if card is None else markdown.replace("<!-- reference -->", reference(card))
-

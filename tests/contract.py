@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import foveate
 import torch
-from foveate._catalog import Field, FormCard, forms
 from torch import Tensor
+
+import foveate
+from foveate._catalog import Field, FormCard, forms
 
 Inputs = dict[str, Any]
 
@@ -98,7 +99,9 @@ class Case:
         return layer.to(dtype).eval()
 
 
-def call(form: str, inputs: Inputs, parameters: Mapping[str, Tensor] = {}, *, training: bool | None = None, step: bool = False, **options: Any) -> Any:
+def call(
+    form: str, inputs: Inputs, parameters: Mapping[str, Tensor] = {}, *, training: bool | None = None, step: bool = False, **options: Any
+) -> Any:
     """Calls a form as a function, with parameters under their dotted names (one that is absent is left out)."""
     card = forms()[form]
     function = getattr(foveate, form + ("_step" if step else "")) if form not in ("attention",) else torch.ops.foveate.attention

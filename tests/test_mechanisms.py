@@ -8,13 +8,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import foveate
 import pytest
 import torch
-from foveate._catalog import forms
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+import foveate
+from foveate._catalog import forms
 from tests.contract import Case, cases, first
 
 CASES = cases()

@@ -2,10 +2,11 @@
 
 import math
 
-import foveate
 import pytest
 import torch
 from torch import Tensor
+
+import foveate
 
 
 def qkv(n: int = 5, m: int = 9, d: int = 4, heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """What is peculiar to Transformer-XL: memory across segments, its gradient, its length, padding, learned positions."""
 
-import foveate
 import pytest
 import torch
 from torch import Tensor
+
+import foveate
 
 OPTIONS = {"vocab_size": 11, "num_layers": 2, "embed_dim": 6, "num_heads": 2, "head_dim": 4, "inner_dim": 8}
 

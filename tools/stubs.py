@@ -106,7 +106,8 @@ def layer(card: Card, form: FormCard) -> list[str]:
 class Signatures(ast.NodeTransformer):
     """Replaces the body of every function by its documentation, and drops what is private."""
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:  # noqa: N802 (the name that ast calls)
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:
+        """Called by ast for every function."""
         if node.name.startswith("_") and not node.name.startswith("__"):
             return None
         node.body = [ast.Expr(ast.Constant(ast.get_docstring(node) or ...))]

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t length = 17, keys = 16, values = 4, width = 32;
 
 struct Recall : torch::nn::Module {
-  torch::nn::Embedding token = register_module("token", torch::nn::Embedding(keys * (values + 1), width));
+  torch::nn::Embedding token = register_module("token", torch::nn::Embedding(keys*(values + 1), width));
   torch::nn::LayerNorm norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({width})));
   foveate::Module<foveate::MultiheadAttention> exact =
       register_module("exact", foveate::Module<foveate::MultiheadAttention>({.embed_dim = width, .num_heads = 2}));

@@ -11,10 +11,10 @@ template <class scalar> struct Softmax;
 
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
 template <class scalar> struct SoftmaxEngine {
-  void (*pack)(const Softmax<scalar>&, long begin, long end);                        ///< tasks: key tiles of every (b, key head)
-  void (*forward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);    ///< tasks: query tiles of every (b, h)
-  void (*backward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: parts of every (b, key head)
-  long vector;                                                                       ///< widths are padded to a multiple of this
+  void (*pack)(const Softmax<scalar>&, long begin, long end);                       ///< tasks: key tiles of every (b, key head)
+  void (*forward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: query tiles of every (b, h)
+  void (*backward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: parts of every (b, key head)
+  long vector;                                                                      ///< widths are padded to a multiple of this
 };
 
 struct Kernels {
@@ -24,13 +24,13 @@ struct Kernels {
   const SoftmaxEngine<double>* softmax_double;
 };
 
-#define FOVEATE_CAPABILITY(name)                                             \
-  namespace name {                                                           \
-  void merge_attention_float(const MergeAttention&, long begin, long end);   \
-  void merge_attention_double(const MergeAttention&, long begin, long end);  \
-  extern const SoftmaxEngine<float> softmax_float;                           \
-  extern const SoftmaxEngine<double> softmax_double;                         \
-  extern const Kernels table;                                                \
+#define FOVEATE_CAPABILITY(name)                                            \
+  namespace name {                                                          \
+  void merge_attention_float(const MergeAttention&, long begin, long end);  \
+  void merge_attention_double(const MergeAttention&, long begin, long end); \
+  extern const SoftmaxEngine<float> softmax_float;                          \
+  extern const SoftmaxEngine<double> softmax_double;                        \
+  extern const Kernels table;                                               \
   }
 FOVEATE_CAPABILITY(DEFAULT)
 FOVEATE_CAPABILITY(AVX2)

@@ -40,8 +40,7 @@ template <int rows, bool add, class scalar> inline void register_tile(Left<scala
   }
 }
 
-template <int rows, bool add, class scalar>
-inline void last_rows(long left, Left<scalar> a, Right<scalar> b, scalar* c, long c_row, long depth) {
+template <int rows, bool add, class scalar> inline void last_rows(long left, Left<scalar> a, Right<scalar> b, scalar* c, long c_row, long depth) {
   if (left == rows) {
     register_tile<rows, add>(a, b, c, c_row, depth);
   } else if constexpr (rows > 1) {
@@ -56,7 +55,8 @@ template <bool add, class scalar> inline void gemm(long height, long width, long
   for (long j = 0; j < width; j += 2 * lanes<scalar>) {
     const Right<scalar> columns{b.data + j, b.row};
     long i = 0;
-    for (; i + rows <= height; i += rows) register_tile<rows, add>(Left<scalar>{a.data + i * a.row, a.row, a.column}, columns, c + i * c_row + j, c_row, depth);
+    for (; i + rows <= height; i += rows)
+      register_tile<rows, add>(Left<scalar>{a.data + i * a.row, a.row, a.column}, columns, c + i * c_row + j, c_row, depth);
     if (i < height) last_rows<rows - 1, add>(height - i, Left<scalar>{a.data + i * a.row, a.row, a.column}, columns, c + i * c_row + j, c_row, depth);
   }
 }

@@ -16,7 +16,7 @@ template <class scalar> void merge_attention(const MergeAttention& a, long begin
     for (long p = 0; p < a.parts; ++p) top = lses[p * a.rows + r] > top ? lses[p * a.rows + r] : top;
     scalar* out_r = static_cast<scalar*>(a.out) + r * a.width;  // [width]
     for (long d = 0; d < a.width; ++d) out_r[d] = 0;
-    if (top == -static_cast<scalar>(INFINITY)) {                // no part saw a key
+    if (top == -static_cast<scalar>(INFINITY)) {  // no part saw a key
       static_cast<scalar*>(a.lse)[r] = top;
       continue;
     }
@@ -25,7 +25,7 @@ template <class scalar> void merge_attention(const MergeAttention& a, long begin
       const scalar weight = static_cast<scalar>(exp(static_cast<double>(lses[p * a.rows + r] - top)));
       const scalar* out_p = outs + (p * a.rows + r) * a.width;
       total += weight;
-      if (weight == 0) continue;                                // a part that saw nothing may hold anything
+      if (weight == 0) continue;  // a part that saw nothing may hold anything
       for (long d = 0; d < a.width; ++d) out_r[d] += weight * out_p[d];
     }
     for (long d = 0; d < a.width; ++d) out_r[d] /= total;

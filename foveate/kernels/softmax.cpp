@@ -18,12 +18,13 @@ long most(long a, long b) { return a > b ? a : b; }
 /// One tile of queries of one head, and the keys that any of them may see.
 struct QueryTile {
   long b, h, hk;
-  long first, height;    // queries [first, first + height)
-  long begin, end;       // keys
+  long first, height;  // queries [first, first + height)
+  long begin, end;     // keys
 };
 
 template <class scalar> QueryTile query_tile_at(const Softmax<scalar>& a, long b, long h, long t) {
-  QueryTile q{.b = b, .h = h, .hk = h / (a.H / a.Hk), .first = t * query_tile, .height = least(query_tile, a.N - t * query_tile), .begin = 0, .end = a.M};
+  QueryTile q{
+      .b = b, .h = h, .hk = h / (a.H / a.Hk), .first = t * query_tile, .height = least(query_tile, a.N - t * query_tile), .begin = 0, .end = a.M};
   if (a.causal) q.end = most(0, least(a.M, q.first + q.height + a.offset));
   if (a.window) q.begin = least(q.end, most(0, q.first + a.offset - a.window + 1) / key_tile * key_tile);
   return q;
@@ -88,7 +89,7 @@ template <class scalar> long entry(const Softmax<scalar>& a, long n) { return mo
 template <class scalar> void add_rows(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, scalar* s, scalar* scratch) {
   const Distances d = distances_of(a, q, run);
   const long padded = round_up<scalar>(d.count);
-  scalar* rows = scratch;                     // [D,run_distances]
+  scalar* rows = scratch;                      // [D,run_distances]
   scalar* worth = rows + a.D * run_distances;  // [height,run_distances]
   const scalar* table = a.rows_across + (a.row_heads > 1 ? q.h : 0) * a.D * a.table_length;
   for (long k = 0; k < a.D; ++k) {
@@ -104,10 +105,11 @@ template <class scalar> void add_rows(const Softmax<scalar>& a, const QueryTile&
 }
 
 /// Adds to the sums the probabilities of each distance times its value row.
-template <class scalar> void add_value_rows(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, const scalar* p, scalar* sums, scalar* scratch) {
+template <class scalar> void add_value_rows(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, const scalar* p, scalar* sums,
+                                            scalar* scratch) {
   const Distances d = distances_of(a, q, run);
   const long wide = round_up<scalar>(a.Dv);
-  scalar* rows = scratch;                           // [count,wide]
+  scalar* rows = scratch;                             // [count,wide]
   scalar* by_distance = rows + run_distances * wide;  // [height,run_distances]
   const scalar* table = a.value_rows + (a.value_row_heads > 1 ? q.h : 0) * a.table_length * wide;
   for (long n = 0; n < d.count; ++n) {
@@ -127,7 +129,8 @@ template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q,
   const long tiles = tiles_of(a.M, key_tile), padded = tiles_of(width, key_tile) * key_tile;
   const scalar* keys = a.keys_across + ((q.b * a.Hk + q.hk) * tiles + j0 / key_tile) * a.D * key_tile;
   for (long c = 0; c < padded; c += key_tile) {
-    gemm<false>(q.height, key_tile, a.D, Left<scalar>{at(a.q, q.b, q.h, q.first), a.q.row, 1}, Right<scalar>{keys + c * a.D, key_tile}, s + c, run_keys);
+    gemm<false>(q.height, key_tile, a.D, Left<scalar>{at(a.q, q.b, q.h, q.first), a.q.row, 1}, Right<scalar>{keys + c * a.D, key_tile}, s + c,
+                run_keys);
   }
   if (a.rows_across) add_rows(a, q, run, s, scratch);
   const scalar hidden = -static_cast<scalar>(infinity);
@@ -202,7 +205,7 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
       Vec<scalar> high = vec(row);
       for (long c = W; c < padded; c += W) high = vec(row + c) > high ? vec(row + c) : high;
       const scalar best = highest<scalar>(high), top = best <= tops[r] ? tops[r] : best;  // of a NaN, the NaN
-      if (top == -static_cast<scalar>(infinity)) {  // nothing seen yet
+      if (top == -static_cast<scalar>(infinity)) {                                        // nothing seen yet
         for (long c = 0; c < padded; c += W) vec(row + c) = Vec<scalar>{};
         continue;
       }
@@ -257,7 +260,8 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
     const long padded = tiles_of(run.width, key_tile) * key_tile, key = head * tiles * key_tile + run.first;
     score(a, q, run, p, deltas + query_tile);
     for (long c = 0; c < padded; c += key_tile) {
-      gemm<false>(q.height, key_tile, a.Dv, Left<scalar>{d_out, wide, 1}, Right<scalar>{a.values_across + (key + c) * a.Dv, key_tile}, ds + c, run_keys);
+      gemm<false>(q.height, key_tile, a.Dv, Left<scalar>{d_out, wide, 1}, Right<scalar>{a.values_across + (key + c) * a.Dv, key_tile}, ds + c,
+                  run_keys);
     }
     for (long r = 0; r < q.height; ++r) {
       const scalar lse = a.lse[first_row + r];
@@ -317,8 +321,8 @@ template <class scalar> void backward(const Softmax<scalar>& a, long begin, long
   }
 }
 
-template <class scalar> constexpr SoftmaxEngine<scalar> engine{.pack = pack<scalar>, .forward = forward<scalar>, .backward = backward<scalar>,
-                                                               .vector = 2 * lanes<scalar>};
+template <class scalar> constexpr SoftmaxEngine<scalar> engine{
+    .pack = pack<scalar>, .forward = forward<scalar>, .backward = backward<scalar>, .vector = 2 * lanes<scalar>};
 
 }  // namespace
 

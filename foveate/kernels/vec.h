@@ -27,17 +27,17 @@ template <class scalar> inline constexpr long lanes = vector_bytes / static_cast
 template <class scalar> inline Vec<scalar>& vec(scalar* p) { return *reinterpret_cast<Vec<scalar>*>(p); }
 template <class scalar> inline const Vec<scalar>& vec(const scalar* p) { return *reinterpret_cast<const Vec<scalar>*>(p); }
 template <class scalar> inline Vec<scalar> splat(scalar x) { return x - Vec<scalar>{}; }
-template <class scalar> inline long round_up(long n) { return (n + 2 * lanes<scalar> - 1) / (2 * lanes<scalar>) * (2 * lanes<scalar>); }
+template <class scalar> inline long round_up(long n) { return (n + 2 * lanes<scalar> - 1) / (2 * lanes<scalar>)*(2 * lanes<scalar>); }
 
 inline constexpr float infinity = __builtin_inff();
 
 /// exp(x) for x <= 0 or so, 0 below the smallest normal number (and for -infinity); relative error 2e-7 in float, 1e-15 in double.
 /// 2^n 2^r with n = round(x log2 e): adding a large number rounds, and leaves n in the low bits.
 inline Vec<float> exp(Vec<float> x) {
-  const Vec<float> least = splat(-87.3f), clamped = x < least ? least : x;                  // a NaN stays one
-  const Vec<float> shift = splat(12582912.f);                                            // 1.5 * 2^23
+  const Vec<float> least = splat(-87.3f), clamped = x < least ? least : x;  // a NaN stays one
+  const Vec<float> shift = splat(12582912.f);                               // 1.5 * 2^23
   const Vec<float> shifted = clamped * 1.44269504f + shift, n = shifted - shift;
-  const Vec<float> r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;               // log 2 in two parts
+  const Vec<float> r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;  // log 2 in two parts
   Vec<float> p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -46,19 +46,19 @@ inline Vec<float> exp(Vec<float> x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.f;
   typedef Vectors<float>::integers Int;
-  const Int power = (reinterpret_cast<Int>(shifted) - 0x4b400000 + 127) << 23;     // 2^n
+  const Int power = (reinterpret_cast<Int>(shifted) - 0x4b400000 + 127) << 23;  // 2^n
   const Vec<float> value = p * reinterpret_cast<Vec<float>>(power);
   return x < least ? Vec<float>{} : value;
 }
 
 inline Vec<double> exp(Vec<double> x) {
   const Vec<double> least = splat(-708.0), clamped = x < least ? least : x;
-  const Vec<double> shift = splat(6755399441055744.0);                                   // 1.5 * 2^52
+  const Vec<double> shift = splat(6755399441055744.0);  // 1.5 * 2^52
   const Vec<double> shifted = clamped * 1.4426950408889634 + shift, n = shifted - shift;
   const Vec<double> r = (clamped - n * 0.693145751953125) - n * 1.42860682030941723212e-6;
-  Vec<double> p = splat(1.0 / 6227020800.0);                                             // Taylor to r^13; |r| <= 0.35
-  constexpr double terms[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120,
-                              1.0 / 24,        1.0 / 6,        0.5,           1.0,           1.0};
+  Vec<double> p = splat(1.0 / 6227020800.0);  // Taylor to r^13; |r| <= 0.35
+  constexpr double terms[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+                              1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
   for (const double term : terms) p = p * r + term;
   typedef Vectors<double>::integers Int;
   const Int power = (reinterpret_cast<Int>(shifted) - 0x4338000000000000L + 1023) << 52;

@@ -19,7 +19,7 @@ struct FOVEATE_API Convolution {
   struct Steps {
     int64_t stride = 1, padding = 0, dilation = 1, groups = 1;
   };
-  Tensor operator()(const Tensor& x, const Steps& steps) const;                    // [B,in,...] -> [B,out,...]
+  Tensor operator()(const Tensor& x, const Steps& steps) const;  // [B,in,...] -> [B,out,...]
   Tensor operator()(const Tensor& x) const { return (*this)(x, Steps{}); }
 };
 

@@ -12,7 +12,6 @@ FOVEATE_API Tensor feature_map(const Tensor& x, FeatureMap map);
 }  // namespace foveate::layers
 
 namespace foveate {
-template <>
-inline constexpr auto names<layers::FeatureMap> = std::array<std::string_view, 11>{"elu+1", "relu", "square", "abs",      "exp",         "sigmoid",
-                                                                                   "tanh",  "cos",  "gelu",   "identity", "relu_squared"};
+template <> inline constexpr auto names<layers::FeatureMap> =
+    std::array<std::string_view, 11>{"elu+1", "relu", "square", "abs", "exp", "sigmoid", "tanh", "cos", "gelu", "identity", "relu_squared"};
 }  // namespace foveate

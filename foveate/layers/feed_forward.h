@@ -20,5 +20,4 @@ struct FOVEATE_API FeedForward {
 }  // namespace foveate::layers
 
 namespace foveate {
-template <> inline constexpr auto names<layers::Activation> = std::array<std::string_view, 3>{"relu", "gelu", "quick_gelu"};
-}  // namespace foveate
+  template <> inline constexpr auto names<layers::Activation> = std::array<std::string_view, 3>{"relu", "gelu", "quick_gelu"}; }  // namespace foveate

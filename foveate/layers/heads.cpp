@@ -5,8 +5,10 @@ namespace foveate::layers {
 
 Heads Heads::init(const Sizes& s) {
   const int64_t context = s.context_width.value_or(s.width), keys = s.keys.value_or(s.width), values = s.values.value_or(s.width);
-  Heads heads{.query = Linear::init(s.width, keys, s.bias), .key = Linear::init(context, keys, s.bias),
-              .value = Linear::init(context, values, s.bias), .out = Linear::init(values, s.width, s.out_bias.value_or(s.bias))};
+  Heads heads{.query = Linear::init(s.width, keys, s.bias),
+              .key = Linear::init(context, keys, s.bias),
+              .value = Linear::init(context, values, s.bias),
+              .out = Linear::init(values, s.width, s.out_bias.value_or(s.bias))};
   if (s.bound) {
     for (Linear* projection : {&heads.query, &heads.key, &heads.value}) projection->weight = uniform(projection->weight.sizes(), *s.bound);
     for (Linear* projection : {&heads.query, &heads.key, &heads.value, &heads.out}) {

@@ -15,13 +15,13 @@ struct FOVEATE_API Heads {
   }
 
   struct Sizes {
-    int64_t width;                       ///< E, of x
+    int64_t width;                         ///< E, of x
     optional<int64_t> context_width = {};  ///< of the context, default E
-    optional<int64_t> keys = {};         ///< H*D, default E
-    optional<int64_t> values = {};       ///< H*Dv, default E
-    bool bias = true;                    ///< of the query, key and value projections
-    optional<bool> out_bias = {};        ///< of the output projection, default `bias`
-    optional<double> bound = {};         ///< query, key and value weights uniform in [-bound, bound] with biases 0; default as Linear
+    optional<int64_t> keys = {};           ///< H*D, default E
+    optional<int64_t> values = {};         ///< H*Dv, default E
+    bool bias = true;                      ///< of the query, key and value projections
+    optional<bool> out_bias = {};          ///< of the output projection, default `bias`
+    optional<double> bound = {};           ///< query, key and value weights uniform in [-bound, bound] with biases 0; default as Linear
   };
   static Heads init(const Sizes&);
 

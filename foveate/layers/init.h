@@ -4,7 +4,7 @@
 
 namespace foveate::layers {
 
-FOVEATE_API Tensor uniform(at::IntArrayRef shape, double bound);               ///< in [-bound, bound]
+FOVEATE_API Tensor uniform(at::IntArrayRef shape, double bound);  ///< in [-bound, bound]
 FOVEATE_API Tensor normal(at::IntArrayRef shape, double deviation, double mean = 0);
 FOVEATE_API Tensor zeros(at::IntArrayRef shape);
 FOVEATE_API Tensor ones(at::IntArrayRef shape);

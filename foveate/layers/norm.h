@@ -19,8 +19,8 @@ struct FOVEATE_API LayerNorm {
 
 /// The same per channel, over batch and positions: statistics of the batch in training (the running ones follow), running ones else.
 struct FOVEATE_API BatchNorm {
-  Tensor weight, bias;                // [C]
-  Tensor running_mean, running_var;   // [C], buffers
+  Tensor weight, bias;               // [C]
+  Tensor running_mean, running_var;  // [C], buffers
 
   void fields(auto&& f) {
     f("weight", weight, "[*] gain, initially 1");

@@ -10,22 +10,22 @@ namespace foveate::ops {
 
 /// How much a key's distance counts, delta = j - (i + offset). Distances beyond a table use its ends. At most one of the three.
 struct ScoreBias {
-  optional<Tensor> slopes;     ///< [H]: -slope |delta|  (ALiBi)
-  optional<Tensor> table;      ///< [H,L]: table[h, delta + origin], not scaled  (T5, learned biases)
-  optional<Tensor> rows;       ///< [H or 1,L,D]: scale (row_query_i . rows[h, delta + origin])  (Shaw, Transformer-XL)
-  optional<Tensor> row_query;  ///< [B,H,N,D]: default q
-  optional<Tensor> value_rows; ///< [H or 1,L,Dv]: added to the value a query takes from a key  (Shaw)
-  Size origin = 0;             ///< the index of delta = 0
+  optional<Tensor> slopes;      ///< [H]: -slope |delta|  (ALiBi)
+  optional<Tensor> table;       ///< [H,L]: table[h, delta + origin], not scaled  (T5, learned biases)
+  optional<Tensor> rows;        ///< [H or 1,L,D]: scale (row_query_i . rows[h, delta + origin])  (Shaw, Transformer-XL)
+  optional<Tensor> row_query;   ///< [B,H,N,D]: default q
+  optional<Tensor> value_rows;  ///< [H or 1,L,Dv]: added to the value a query takes from a key  (Shaw)
+  Size origin = 0;              ///< the index of delta = 0
 };
 
 struct Attention {
-  optional<Tensor> mask = {};          ///< bool, broadcastable to [B,H,N,M], True where a key takes part
-  optional<Tensor> key_mask = {};      ///< bool [B,M], True where a key takes part
-  optional<Tensor> key_lengths = {};   ///< int [B]: keys beyond them take no part
-  bool causal = false;                 ///< hides j > i + offset
-  optional<int64_t> window = {};       ///< hides j <= i + offset - window
-  optional<Tensor> bias = {};          ///< broadcastable to [B,H,N,M], added after scaling
-  optional<double> scale = {};         ///< default 1/sqrt(D)
+  optional<Tensor> mask = {};         ///< bool, broadcastable to [B,H,N,M], True where a key takes part
+  optional<Tensor> key_mask = {};     ///< bool [B,M], True where a key takes part
+  optional<Tensor> key_lengths = {};  ///< int [B]: keys beyond them take no part
+  bool causal = false;                ///< hides j > i + offset
+  optional<int64_t> window = {};      ///< hides j <= i + offset - window
+  optional<Tensor> bias = {};         ///< broadcastable to [B,H,N,M], added after scaling
+  optional<double> scale = {};        ///< default 1/sqrt(D)
   ScoreBias position = {};
   optional<Size> offset = {};          ///< where query 0 stands among the keys; default M - N: the last query meets the last key
   optional<Tensor> dropout_keep = {};  ///< bool [B,H,N,M]: the draw of dropout, True where a probability is kept

@@ -33,7 +33,11 @@ template <class scalar> kernels::Rows<const scalar> rows(const Tensor& t) {
 template <class T> kernels::Plane<T> plane(const Tensor& t, at::IntArrayRef shape) {
   if (!t.defined()) return {};
   const Tensor whole = t.expand(shape);
-  return {.data = static_cast<const T*>(t.const_data_ptr()), .batch = whole.stride(0), .head = whole.stride(1), .row = whole.stride(2), .column = whole.stride(3)};
+  return {.data = static_cast<const T*>(t.const_data_ptr()),
+          .batch = whole.stride(0),
+          .head = whole.stride(1),
+          .row = whole.stride(2),
+          .column = whole.stride(3)};
 }
 
 int64_t padded(int64_t width, int64_t vector) { return (width + vector - 1) / vector * vector; }
@@ -59,20 +63,39 @@ Prepared prepare(const AttentionArguments& c, int64_t vector) {
 
 template <class scalar> kernels::Softmax<scalar> arguments(const AttentionArguments& c, const Prepared& p) {
   const int64_t B = p.q.size(0), H = p.q.size(1), N = p.q.size(2), M = p.k.size(2);
-  return {.B = B, .H = H, .Hk = p.k.size(1), .N = N, .M = M, .D = p.q.size(3), .Dv = p.v.size(3),
-          .q = rows<scalar>(p.q), .k = rows<scalar>(p.k), .v = rows<scalar>(p.v), .scale = static_cast<scalar>(c.scale),
-          .offset = c.offset, .causal = c.causal, .window = c.window.value_or(0), .bias = plane<scalar>(p.bias, {B, H, N, M}),
+  return {.B = B,
+          .H = H,
+          .Hk = p.k.size(1),
+          .N = N,
+          .M = M,
+          .D = p.q.size(3),
+          .Dv = p.v.size(3),
+          .q = rows<scalar>(p.q),
+          .k = rows<scalar>(p.k),
+          .v = rows<scalar>(p.v),
+          .scale = static_cast<scalar>(c.scale),
+          .offset = c.offset,
+          .causal = c.causal,
+          .window = c.window.value_or(0),
+          .bias = plane<scalar>(p.bias, {B, H, N, M}),
           .mask = plane<unsigned char>(p.mask, {B, H, N, M}),
           .key_mask = p.key_mask.defined() ? static_cast<const unsigned char*>(p.key_mask.const_data_ptr()) : nullptr,
           .slopes = p.slopes.defined() ? p.slopes.const_data_ptr<scalar>() : nullptr,
           .table = p.table.defined() ? p.table.const_data_ptr<scalar>() : nullptr,
-          .table_length = c.table ? c.table->size(1) : c.rows ? c.rows->size(-2) : c.value_rows ? c.value_rows->size(-2) : 0, .origin = c.origin,
+          .table_length = c.table        ? c.table->size(1)
+                          : c.rows       ? c.rows->size(-2)
+                          : c.value_rows ? c.value_rows->size(-2)
+                                         : 0,
+          .origin = c.origin,
           .row_query = c.rows ? rows<scalar>(p.row_query) : kernels::Rows<const scalar>{},
-          .rows_across = c.rows ? p.rows_across.const_data_ptr<scalar>() : nullptr, .row_heads = c.rows ? c.rows->size(0) : 0,
+          .rows_across = c.rows ? p.rows_across.const_data_ptr<scalar>() : nullptr,
+          .row_heads = c.rows ? c.rows->size(0) : 0,
           .value_rows = c.value_rows ? p.value_rows.const_data_ptr<scalar>() : nullptr,
           .value_row_heads = c.value_rows ? c.value_rows->size(0) : 0,
-          .tile_start = c.pattern ? c.pattern->start.data() : nullptr, .tiles = c.pattern ? c.pattern->tiles.data() : nullptr,
-          .tile_mask = c.pattern ? c.pattern->mask.data() : nullptr, .pattern_heads = c.pattern ? c.pattern->heads : 0,
+          .tile_start = c.pattern ? c.pattern->start.data() : nullptr,
+          .tiles = c.pattern ? c.pattern->tiles.data() : nullptr,
+          .tile_mask = c.pattern ? c.pattern->mask.data() : nullptr,
+          .pattern_heads = c.pattern ? c.pattern->heads : 0,
           .masks = c.pattern ? c.pattern->masks.data() : nullptr};
 }
 
@@ -116,7 +139,8 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   const auto room = [&](int64_t count) { return at::empty({count}, options); };
   const Tensor keys_across = room(heads * tiles * a.D * key_tile), values_across = room(heads * tiles * a.Dv * key_tile);
   const Tensor keys = room(heads * tiles * key_tile * deep), values = room(heads * tiles * key_tile * wide);
-  const Tensor d_k = at::zeros({a.parts, a.B, a.Hk, tiles * key_tile, deep}, options), d_v = at::zeros({a.parts, a.B, a.Hk, tiles * key_tile, wide}, options);
+  const Tensor d_k = at::zeros({a.parts, a.B, a.Hk, tiles * key_tile, deep}, options),
+               d_v = at::zeros({a.parts, a.B, a.Hk, tiles * key_tile, wide}, options);
   const Tensor out = call.results[0].to(p.q.scalar_type()).contiguous(), lse = call.results[1].contiguous();
   const Tensor d_out = call.gradients[0].defined() ? last_contiguous(call.gradients[0].to(p.q.scalar_type())) : at::zeros_like(out);
   const Tensor d_lse = call.gradients[1].defined() ? call.gradients[1].contiguous() : Tensor();
@@ -162,22 +186,28 @@ std::vector<Tensor> engine_backward(const Backward& call, const AttentionArgumen
   return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
 }
 
-std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& mask, const optional<Tensor>& key_mask,
-                                         const optional<Tensor>& bias, const optional<Tensor>& slopes, const optional<Tensor>& table,
-                                         const optional<Tensor>& rows, const optional<Tensor>& row_query, const optional<Tensor>& value_rows,
-                                         const optional<Tensor>& dropout_keep, Size offset, Size origin, optional<int64_t> window, bool causal,
-                                         double scale, double dropout) {
-  const AttentionArguments c{q, k, v, mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(), window, causal, scale};
+std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& mask,
+                                         const optional<Tensor>& key_mask, const optional<Tensor>& bias, const optional<Tensor>& slopes,
+                                         const optional<Tensor>& table, const optional<Tensor>& rows, const optional<Tensor>& row_query,
+                                         const optional<Tensor>& value_rows, const optional<Tensor>& dropout_keep, Size offset, Size origin,
+                                         optional<int64_t> window, bool causal, double scale, double dropout) {
+  const AttentionArguments c{
+      q,      k,      v,    mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(),
+      window, causal, scale};
   if (!on_the_engine(c)) {
-    return attention_formula(q, k, v, mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset, origin, window, causal, scale, dropout);
+    return attention_formula(q, k, v, mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset, origin, window, causal,
+                             scale, dropout);
   }
   return engine_forward(c);
 }
 
-Gradients attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> mask, optional<Tensor> key_mask, optional<Tensor> bias,
-                                 optional<Tensor> slopes, optional<Tensor> table, optional<Tensor> rows, optional<Tensor> row_query, optional<Tensor> value_rows,
-                                 optional<Tensor> dropout_keep, Size offset, Size origin, optional<int64_t> window, bool causal, double scale, double) {
-  const AttentionArguments c{q, k, v, mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(), window, causal, scale};
+Gradients attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> mask, optional<Tensor> key_mask,
+                                 optional<Tensor> bias, optional<Tensor> slopes, optional<Tensor> table, optional<Tensor> rows,
+                                 optional<Tensor> row_query, optional<Tensor> value_rows, optional<Tensor> dropout_keep, Size offset, Size origin,
+                                 optional<int64_t> window, bool causal, double scale, double) {
+  const AttentionArguments c{
+      q,      k,      v,    mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(),
+      window, causal, scale};
   const bool more = std::any_of(call.wanted.begin() + 3, call.wanted.end(), [](bool w) { return w; });  // of biases and tables
   if (more || rows || value_rows || !on_the_engine(c)) return std::nullopt;
   return engine_backward(call, c);

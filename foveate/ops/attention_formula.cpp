@@ -16,7 +16,7 @@ Softmax safe_softmax(const Tensor& scores) {
   Tensor top = scores.size(-1) > 0 ? scores.detach().amax(-1, true) : scores.new_zeros({}).expand_as(scores.sum(-1, true));
   top = at::where(top == -std::numeric_limits<double>::infinity(), empty, top);
   const Tensor weights = (scores - top).exp();
-  const Tensor total = weights.sum(-1, true);                        // [...,N,1]
+  const Tensor total = weights.sum(-1, true);  // [...,N,1]
   const Tensor seen = total > 0;
   const Tensor safe = at::where(seen, total, at::ones_like(total));  // both branches finite, or the gradient of log is NaN
   const Tensor lse = at::where(seen, safe.log() + top, at::full_like(total, -std::numeric_limits<double>::infinity()));
@@ -26,16 +26,16 @@ Softmax safe_softmax(const Tensor& scores) {
 std::tuple<Tensor, Tensor> attention_formula(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given, const optional<Tensor>& mask,
                                              const optional<Tensor>& key_mask, const optional<Tensor>& bias, const optional<Tensor>& slopes,
                                              const optional<Tensor>& table, const optional<Tensor>& rows, const optional<Tensor>& row_query,
-                                             const optional<Tensor>& value_rows, const optional<Tensor>& dropout_keep, Size offset_given,
-                                             Size origin, optional<int64_t> window, bool causal, double scale, double dropout) {
+                                             const optional<Tensor>& value_rows, const optional<Tensor>& dropout_keep, Size offset_given, Size origin,
+                                             optional<int64_t> window, bool causal, double scale, double dropout) {
   const auto type = accumulation_type(q_given.scalar_type());
   const auto exact = [&](const Tensor& t) { return t.to(type); };
   const int64_t H = q_given.size(1), N = q_given.size(2), M = k_given.size(2);
   const Tensor q = exact(q_given), k = exact(repeat_heads(k_given, H)), v = exact(repeat_heads(v_given, H));
 
   const auto whole = q.options().dtype(at::kLong);
-  const Tensor j = at::arange(M, whole).unsqueeze(0);                                                             // [1,M]
-  const Tensor i = at::arange(N, whole).unsqueeze(1) + offset_given.guard_int(__FILE__, __LINE__);                // [N,1]
+  const Tensor j = at::arange(M, whole).unsqueeze(0);                                                                            // [1,M]
+  const Tensor i = at::arange(N, whole).unsqueeze(1) + offset_given.guard_int(__FILE__, __LINE__);                               // [N,1]
   const auto by_distance = [&](int64_t length) { return (j - i + origin.guard_int(__FILE__, __LINE__)).clamp(0, length - 1); };  // [N,M]
 
   Tensor s = at::matmul(q, k.transpose(-1, -2)) * scale;  // [B,H,N,M]

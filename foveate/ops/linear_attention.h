@@ -25,14 +25,14 @@ struct LinearState {
 };
 
 struct LinearAttention {
-  bool causal = false;                 ///< hides j > i + offset
-  optional<Tensor> key_mask = {};      ///< bool [B,M], True where a key takes part
-  optional<Tensor> key_lengths = {};   ///< int [B]: keys beyond them take no part
-  optional<Tensor> log_decay = {};     ///< [B,Hk,M]: log g_j <= 0, -inf forgets everything before j; needs causal
-  LinearState state = {};              ///< what every query sees besides the keys
+  bool causal = false;                ///< hides j > i + offset
+  optional<Tensor> key_mask = {};     ///< bool [B,M], True where a key takes part
+  optional<Tensor> key_lengths = {};  ///< int [B]: keys beyond them take no part
+  optional<Tensor> log_decay = {};    ///< [B,Hk,M]: log g_j <= 0, -inf forgets everything before j; needs causal
+  LinearState state = {};             ///< what every query sees besides the keys
   Normalizer normalizer = Normalizer::add;
   double eps = 1e-6;
-  optional<Size> offset = {};          ///< where query 0 stands among the keys; default M - N: the last query meets the last key
+  optional<Size> offset = {};  ///< where query 0 stands among the keys; default M - N: the last query meets the last key
 };
 
 struct LinearAttended {
@@ -46,6 +46,5 @@ FOVEATE_API LinearAttended linear_attention(const Tensor& q, const Tensor& k, co
 }  // namespace foveate::ops
 
 namespace foveate {
-template <>
-inline constexpr auto names<ops::Normalizer> = std::array<std::string_view, 5>{"none", "add", "clamp", "clamp_abs", "guard"};
+template <> inline constexpr auto names<ops::Normalizer> = std::array<std::string_view, 5>{"none", "add", "clamp", "clamp_abs", "guard"};
 }  // namespace foveate

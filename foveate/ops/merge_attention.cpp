@@ -14,8 +14,8 @@ namespace {
 using Result = std::tuple<Tensor, Tensor>;
 
 Result merge_formula(const Tensor& outs, const Tensor& lses) {
-  const auto [weights, lse] = safe_softmax(lses.movedim(0, -1));                          // [...,P]
-  const Tensor weight = weights.movedim(-1, 0).unsqueeze(-1);                             // [P,...,1]
+  const auto [weights, lse] = safe_softmax(lses.movedim(0, -1));                                  // [...,P]
+  const Tensor weight = weights.movedim(-1, 0).unsqueeze(-1);                                     // [P,...,1]
   const Tensor parts = at::where(weight > 0, outs.to(lses.scalar_type()), weight.new_zeros({}));  // a part that saw nothing may hold anything
   return {(weight * parts).sum(0).to(outs.scalar_type()).contiguous(), lse.contiguous()};
 }
@@ -28,8 +28,13 @@ Result merge_cpu(const Tensor& outs_given, const Tensor& lses_given) {
   if (outs_given.scalar_type() != lses_given.scalar_type()) return merge_formula(outs_given, lses_given);  // half-precision parts
   const Tensor outs = outs_given.contiguous(), lses = lses_given.contiguous();
   Tensor out = at::empty(outs.sizes().slice(1), outs.options()), lse = at::empty(lses.sizes().slice(1), lses.options());
-  const kernels::MergeAttention arguments{.outs = outs.const_data_ptr(), .lses = lses.const_data_ptr(), .out = out.mutable_data_ptr(),
-                                          .lse = lse.mutable_data_ptr(), .parts = lses.size(0), .rows = lse.numel(), .width = outs.size(-1)};
+  const kernels::MergeAttention arguments{.outs = outs.const_data_ptr(),
+                                          .lses = lses.const_data_ptr(),
+                                          .out = out.mutable_data_ptr(),
+                                          .lse = lse.mutable_data_ptr(),
+                                          .parts = lses.size(0),
+                                          .rows = lse.numel(),
+                                          .width = outs.size(-1)};
   const auto kernel = outs.scalar_type() == at::kDouble ? cpu_kernels().merge_attention_double : cpu_kernels().merge_attention_float;
   constexpr int64_t rows_a_thread = 64;
   at::parallel_for(0, arguments.rows, rows_a_thread, [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });

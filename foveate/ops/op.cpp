@@ -88,8 +88,9 @@ std::vector<Tensor> differentiate(const c10::OperatorHandle& formula, const Back
     outputs.push_back(results[i]);
     gradients.push_back(call.gradients[i]);
   }
-  auto found = outputs.empty() ? std::vector<Tensor>(inputs.size())
-                               : torch::autograd::grad(outputs, inputs, gradients, /*retain_graph=*/create_graph, create_graph, /*allow_unused=*/true);
+  auto found = outputs.empty()
+                   ? std::vector<Tensor>(inputs.size())
+                   : torch::autograd::grad(outputs, inputs, gradients, /*retain_graph=*/create_graph, create_graph, /*allow_unused=*/true);
   for (std::size_t i = 0; i < found.size(); ++i) found[i] = found[i].defined() ? found[i].contiguous() : at::zeros_like(inputs[i]);
   return found;
 }
@@ -113,8 +114,7 @@ void give(const c10::OperatorHandle& op, Stack& stack, std::vector<Tensor> resul
 }
 
 bool any_requires_grad(const std::vector<Tensor>& tensors) {
-  return at::GradMode::is_enabled() &&
-         std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.defined() && t.requires_grad(); });
+  return at::GradMode::is_enabled() && std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.defined() && t.requires_grad(); });
 }
 
 /// The autograd node of a primitive: keeps arguments and results, and calls `_x_backward`.
@@ -198,8 +198,8 @@ void run_with_gradient(const Names& names, const c10::OperatorHandle& op, c10::D
 /// The schema of `_x_backward`: that of `_x` behind gradients, results and wishes.
 std::string backward_schema(const std::string& schema) {
   const auto open = schema.find('('), close = schema.find(") ->");
-  return schema.substr(0, open) + "_backward(Tensor?[] gradients, Tensor[] results, bool[] wanted, " +
-         schema.substr(open + 1, close - open - 1) + ") -> Tensor[]";
+  return schema.substr(0, open) + "_backward(Tensor?[] gradients, Tensor[] results, bool[] wanted, " + schema.substr(open + 1, close - open - 1) +
+         ") -> Tensor[]";
 }
 
 }  // namespace

@@ -9,11 +9,12 @@ namespace foveate::ops {
 namespace {
 
 std::tuple<Tensor, Tensor> public_sparse_attention(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern, at::TensorList tables,
-                                                   const optional<Tensor>& mask, const optional<Tensor>& key_mask, const optional<Tensor>& key_lengths,
-                                                   const optional<Tensor>& bias, optional<double> scale, optional<Size> offset) {
-  auto [out, lse] = sparse_attention(q, k, v, {std::string(pattern), tables.vec()},
-                                     {.mask = mask, .key_mask = key_mask, .key_lengths = key_lengths, .bias = bias, .scale = scale,
-                                      .offset = std::move(offset)});
+                                                   const optional<Tensor>& mask, const optional<Tensor>& key_mask,
+                                                   const optional<Tensor>& key_lengths, const optional<Tensor>& bias, optional<double> scale,
+                                                   optional<Size> offset) {
+  auto [out, lse] =
+      sparse_attention(q, k, v, {std::string(pattern), tables.vec()},
+                       {.mask = mask, .key_mask = key_mask, .key_lengths = key_lengths, .bias = bias, .scale = scale, .offset = std::move(offset)});
   return {std::move(out), std::move(lse)};
 }
 
@@ -27,14 +28,20 @@ Tensor pattern_to_dense(std::string_view pattern, at::TensorList tables, Size n,
   return count == 1 ? seen.squeeze(0) : seen;
 }
 
-std::tuple<Tensor, Tensor, Tensor> public_linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask, const optional<Tensor>& key_lengths,
-              const optional<Tensor>& log_decay, const optional<Tensor>& state, const optional<Tensor>& key_sum, bool causal,
-              std::string_view normalizer, double eps, optional<Size> offset) {
+std::tuple<Tensor, Tensor, Tensor> public_linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
+                                                           const optional<Tensor>& key_lengths, const optional<Tensor>& log_decay,
+                                                           const optional<Tensor>& state, const optional<Tensor>& key_sum, bool causal,
+                                                           std::string_view normalizer, double eps, optional<Size> offset) {
   const auto rule = registry::find_choice("linear_attention: normalizer", normalizer, names<Normalizer>.data(), names<Normalizer>.size());
   auto [out, after] = linear_attention(q, k, v,
-                                       {.causal = causal, .key_mask = key_mask, .key_lengths = key_lengths, .log_decay = log_decay,
+                                       {.causal = causal,
+                                        .key_mask = key_mask,
+                                        .key_lengths = key_lengths,
+                                        .log_decay = log_decay,
                                         .state = {.S = state.value_or(Tensor()), .z = key_sum.value_or(Tensor())},
-                                        .normalizer = static_cast<Normalizer>(rule), .eps = eps, .offset = std::move(offset)});
+                                        .normalizer = static_cast<Normalizer>(rule),
+                                        .eps = eps,
+                                        .offset = std::move(offset)});
   return {std::move(out), std::move(after.S), std::move(after.z)};
 }
 
@@ -45,9 +52,10 @@ TORCH_LIBRARY_FRAGMENT(foveate, m) {
     auto [out, lse] = merge_attention(outs, lses);
     return std::tuple(out, lse);
   });
-  m.def("sparse_attention(Tensor q, Tensor k, Tensor v, str pattern, Tensor[] tables, *, Tensor? mask=None, Tensor? key_mask=None, "
-        "Tensor? key_lengths=None, Tensor? bias=None, float? scale=None, SymInt? offset=None) -> (Tensor out, Tensor lse)",
-        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "sparse_attention(Tensor q, Tensor k, Tensor v, str pattern, Tensor[] tables, *, Tensor? mask=None, Tensor? key_mask=None, "
+      "Tensor? key_lengths=None, Tensor? bias=None, float? scale=None, SymInt? offset=None) -> (Tensor out, Tensor lse)",
+      {at::Tag::pt2_compliant_tag});
   m.def("pattern_to_dense(str pattern, Tensor[] tables, SymInt n, SymInt m, int? heads=None) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def(torch::schema("linear_attention(Tensor q, Tensor k, Tensor v, *, Tensor? key_mask=None, Tensor? key_lengths=None, Tensor? log_decay=None, "
                       "Tensor? state=None, Tensor? key_sum=None, bool causal=False, str normalizer=\"add\", float eps=1e-06, SymInt? offset=None) "

@@ -30,7 +30,9 @@ void check_broadcast(const char* name, const Tensor& t, const Tensor& q, const T
 FOVEATE_OP(sparse_attention,
            "_sparse_attention(Tensor q, Tensor k, Tensor v, str pattern, Tensor[] tables, Tensor? key_mask, Tensor? mask, Tensor? bias, "
            "float scale, SymInt offset) -> (Tensor out, Tensor lse)",
-           {.formula = &sparse_attention_formula, .meta = &sparse_attention_meta, .cpu = &sparse_attention_cpu,
+           {.formula = &sparse_attention_formula,
+            .meta = &sparse_attention_meta,
+            .cpu = &sparse_attention_cpu,
             .cpu_backward = &sparse_attention_backward_cpu})
 
 Attended sparse_attention(const Tensor& q, const Tensor& k, const Tensor& v, const patterns::Pattern& pattern, const SparseAttention& o) {

@@ -88,7 +88,8 @@ AttentionArguments arguments(const Tensor& q, const Tensor& k, const Tensor& v, 
   const int64_t H = q.size(1), N = q.size(2), M = k.size(2);
   const patterns::Pattern whole{std::string(pattern), tables.vec()};
   const auto make = [&] { return std::make_shared<const PatternTiles>(tiles_of(whole, H, N, M, offset)); };
-  AttentionArguments c{.q = q, .k = k, .v = v, .mask = mask, .key_mask = key_mask, .bias = bias, .offset = offset, .origin = 0, .causal = false, .scale = scale};
+  AttentionArguments c{
+      .q = q, .k = k, .v = v, .mask = mask, .key_mask = key_mask, .bias = bias, .offset = offset, .origin = 0, .causal = false, .scale = scale};
   c.pattern = tables.empty() ? recent.get({whole.expression, H, N, M, offset, key_tile}, make) : make();  // what a table holds may change
   return c;
 }

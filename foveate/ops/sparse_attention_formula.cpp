@@ -83,9 +83,12 @@ Piece piece(const Problem& p, c10::ArrayRef<int64_t> rows, int64_t room) {
   const auto device = p.q.device();
   const Tensor unit = at::tensor(rows, at::kLong).to(device), key_block = block.to(device);
   const Tensor within = at::arange(table.block, unit.options());
-  return {.unit = unit, .head = unit.floor_divide(std::max<int64_t>(table.query_blocks, 1)),
-          .i = (unit.remainder(std::max<int64_t>(table.query_blocks, 1)) * table.block).unsqueeze(1) + within, .key_block = key_block,
-          .j = (key_block.unsqueeze(2) * table.block + within).flatten(1), .partial = partial};
+  return {.unit = unit,
+          .head = unit.floor_divide(std::max<int64_t>(table.query_blocks, 1)),
+          .i = (unit.remainder(std::max<int64_t>(table.query_blocks, 1)) * table.block).unsqueeze(1) + within,
+          .key_block = key_block,
+          .j = (key_block.unsqueeze(2) * table.block + within).flatten(1),
+          .partial = partial};
 }
 
 /// The elements of t, broadcastable to [B,H,N,M], at the queries and keys of a piece: broadcastable to [B,L,u,G,block,C].
@@ -181,11 +184,19 @@ std::tuple<Tensor, Tensor> densely(const Tensor& q, const Tensor& k, const Tenso
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> sparse_attention_formula(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern, at::TensorList tables,
-                                                    const optional<Tensor>& key_mask, const optional<Tensor>& mask, const optional<Tensor>& bias,
-                                                    double scale, Size offset_given) {
+std::tuple<Tensor, Tensor> sparse_attention_formula(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern,
+                                                    at::TensorList tables, const optional<Tensor>& key_mask, const optional<Tensor>& mask,
+                                                    const optional<Tensor>& bias, double scale, Size offset_given) {
   const int64_t N = q.size(2), M = k.size(2), offset = offset_given.guard_int(__FILE__, __LINE__);
-  Problem p{.B = q.size(0), .H = q.size(1), .Hk = k.size(1), .N = N, .M = M, .D = q.size(3), .Dv = v.size(3), .offset = offset, .scale = scale,
+  Problem p{.B = q.size(0),
+            .H = q.size(1),
+            .Hk = k.size(1),
+            .N = N,
+            .M = M,
+            .D = q.size(3),
+            .Dv = v.size(3),
+            .offset = offset,
+            .scale = scale,
             .rule = patterns::parse(std::string(pattern))};
   for (const auto& t : tables) p.tables.push_back(t.to(q.device()));
   constexpr int64_t tiny = 256;  // scores

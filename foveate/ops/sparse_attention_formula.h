@@ -7,8 +7,8 @@
 
 namespace foveate::ops {
 
-std::tuple<Tensor, Tensor> sparse_attention_formula(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern, at::TensorList tables,
-                                                    const optional<Tensor>& key_mask, const optional<Tensor>& mask, const optional<Tensor>& bias,
-                                                    double scale, Size offset);
+std::tuple<Tensor, Tensor> sparse_attention_formula(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern,
+                                                    at::TensorList tables, const optional<Tensor>& key_mask, const optional<Tensor>& mask,
+                                                    const optional<Tensor>& bias, double scale, Size offset);
 
 }  // namespace foveate::ops

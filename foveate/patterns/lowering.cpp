@@ -26,8 +26,13 @@ void append_row(BlockTable& table, const Seen& seen, int64_t keys) {
 BlockTable lowered(const Rule& rule, Tables tables, int64_t heads, int64_t N, int64_t M, int64_t offset, int64_t block) {
   std::vector<Tensor> here;
   for (const auto& t : tables) here.push_back(t.to(at::kCPU));
-  BlockTable table{.heads = check_heads(rule, here, heads), .block = block, .query_blocks = (N + block - 1) / block,
-                   .key_blocks = (M + block - 1) / block, .start = {0}, .key_block = {}, .full = {}};
+  BlockTable table{.heads = check_heads(rule, here, heads),
+                   .block = block,
+                   .query_blocks = (N + block - 1) / block,
+                   .key_blocks = (M + block - 1) / block,
+                   .start = {0},
+                   .key_block = {},
+                   .full = {}};
   const Seer see = rule.lower(here);
   for (int64_t h = 0; h < table.heads; ++h) {
     for (int64_t first = 0; first < N; first += block) {

@@ -454,11 +454,21 @@ template <class R> std::shared_ptr<const Rule> make(const Arguments& a) { return
 using Maker = std::shared_ptr<const Rule> (*)(const Arguments&);
 const std::map<std::string, Maker, std::less<>>& makers() {
   static const std::map<std::string, Maker, std::less<>> all{
-      {"sliding_window", make<SlidingWindow>}, {"causal", make<Causal>},  {"strided", make<Dilated>},
-      {"fixed", make<Fixed>},                  {"dilated", make<Dilated>}, {"block_diagonal", make<BlockDiagonal>},
-      {"keys", make<Places>},                  {"queries", make<Places>}, {"heads", make<Heads>},
-      {"random_blocks", make<RandomBlocks>},   {"blocks", make<Cells>},   {"dense", make<Cells>},
-      {"and", make<Joined>},                   {"or", make<Joined>},      {"not", make<Negated>},
+      {"sliding_window", make<SlidingWindow>},
+      {"causal", make<Causal>},
+      {"strided", make<Dilated>},
+      {"fixed", make<Fixed>},
+      {"dilated", make<Dilated>},
+      {"block_diagonal", make<BlockDiagonal>},
+      {"keys", make<Places>},
+      {"queries", make<Places>},
+      {"heads", make<Heads>},
+      {"random_blocks", make<RandomBlocks>},
+      {"blocks", make<Cells>},
+      {"dense", make<Cells>},
+      {"and", make<Joined>},
+      {"or", make<Joined>},
+      {"not", make<Negated>},
   };
   return all;
 }
@@ -510,9 +520,7 @@ class Reader {
     at_ = static_cast<std::size_t>(end - text_.data());
     return value;
   }
-  void need(bool holds, const std::string& what) const {
-    TORCH_CHECK_VALUE(holds, "pattern: ", what, " at character ", at_, " of '", text_, "'");
-  }
+  void need(bool holds, const std::string& what) const { TORCH_CHECK_VALUE(holds, "pattern: ", what, " at character ", at_, " of '", text_, "'"); }
   const std::string& text_;
   std::size_t at_ = 0;
   int depth_ = 0;

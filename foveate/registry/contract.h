@@ -38,9 +38,9 @@ enum class Causality { none, strict, logits_only };
 
 /// What the catalogue says of a mechanism (one paper).
 struct Card {
-  std::string_view slug;      ///< "tidal"
-  std::string_view title;     ///< "Tidal attention"
-  std::string_view paper;     ///< arXiv id
+  std::string_view slug;   ///< "tidal"
+  std::string_view title;  ///< "Tidal attention"
+  std::string_view paper;  ///< arXiv id
   int year;
   Family family;
   std::string_view cost;      ///< claimed, "O(N (window + N / period))"

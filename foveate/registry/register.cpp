@@ -99,8 +99,7 @@ void define(const std::string& schema, const FormInfo* info, void (*call)(const 
   const std::string name = schema.substr(0, schema.find('('));
   // Under vmap a composite operator would be looped over samples; registered as a decomposition it is traced through instead.
   for (const auto key : {c10::DispatchKey::CompositeImplicitAutograd, c10::DispatchKey::FuncTorchBatchedDecomposition}) {
-    library.impl(name.c_str(),
-                 torch::dispatch(key, torch::CppFunction::makeFromBoxedFunctor(std::make_unique<FormKernel>(info, call))));
+    library.impl(name.c_str(), torch::dispatch(key, torch::CppFunction::makeFromBoxedFunctor(std::make_unique<FormKernel>(info, call))));
   }
 }
 
@@ -122,8 +121,7 @@ std::string snake_case(std::string_view class_name) {
   std::string name;
   for (std::size_t i = 0; i < class_name.size(); ++i) {
     const auto at = [&](std::size_t j) { return j < class_name.size() ? static_cast<unsigned char>(class_name[j]) : 0; };
-    const bool starts_word = std::isupper(at(i)) && i > 0 &&
-                             (!std::isupper(at(i - 1)) || (std::islower(at(i + 1))));  // ...aB... or the C of ABCase
+    const bool starts_word = std::isupper(at(i)) && i > 0 && (!std::isupper(at(i - 1)) || (std::islower(at(i + 1))));  // ...aB... or the C of ABCase
     if (starts_word) name += '_';
     name += static_cast<char>(std::tolower(at(i)));
   }
@@ -230,8 +228,8 @@ struct Checker {
       if (known == bound.end()) {
         bound.push_back({letter, name, got});
       } else {
-        TORCH_CHECK_VALUE(got == known->size, form, ": ", name, " must be [", field.shape, "] with ", letter, " = ", known->size,
-                          " as in ", known->owner, ", got ", t.sym_sizes());
+        TORCH_CHECK_VALUE(got == known->size, form, ": ", name, " must be [", field.shape, "] with ", letter, " = ", known->size, " as in ",
+                          known->owner, ", got ", t.sym_sizes());
       }
     }
   }
@@ -272,8 +270,8 @@ void check_named(const FormInfo& info, const NamedTensors& inputs, const NamedTe
   Checker check{.form = info.name};
   const auto each = [&](const std::vector<Field>& fields, const NamedTensors& tensors) {
     for (const auto& [path, tensor] : tensors) {
-      const auto field = std::find_if(fields.begin(), fields.end(),
-                                      [&](const Field& f) { return stands_for(f.type == "Tensor[]" ? f.name + ".*" : f.name, path); });
+      const auto field =
+          std::find_if(fields.begin(), fields.end(), [&](const Field& f) { return stands_for(f.type == "Tensor[]" ? f.name + ".*" : f.name, path); });
       TORCH_INTERNAL_ASSERT(field != fields.end(), info.name, ": ", path);
       TORCH_CHECK_VALUE(tensor.defined() || field->type != "Tensor", info.name, ": ", path, " is missing");
       if (tensor.defined()) check.tensor(*field, path, tensor);
@@ -345,9 +343,7 @@ void push_parameters(Stack& stack, std::vector<std::pair<std::string, Tensor>> t
   stack.emplace_back(w.text());
 }
 
-TORCH_LIBRARY_FRAGMENT(foveate, m) {
-  m.def("catalogue() -> str", &catalogue_json);
-}
+TORCH_LIBRARY_FRAGMENT(foveate, m) { m.def("catalogue() -> str", &catalogue_json); }
 
 }  // namespace foveate::registry
 

@@ -17,11 +17,11 @@ using torch::jit::Stack;
 /// One leaf of fields(): `blocks.0.up.weight` for the parameter of a group, "*" standing for each member of a variable group.
 struct Field {
   std::string name;
-  std::string type;      // as in an operator schema: "Tensor", "Tensor?", "int", "float?", "str", "int[]"
-  std::string value;     // default, as in an operator schema; empty where there is none
-  std::string text;      // for people
-  std::string dtype;     // of tensors: "float", "bool", "int"
-  std::string shape;     // of tensors: "B,H,N,D"; "?" where the text names none
+  std::string type;                  // as in an operator schema: "Tensor", "Tensor?", "int", "float?", "str", "int[]"
+  std::string value;                 // default, as in an operator schema; empty where there is none
+  std::string text;                  // for people
+  std::string dtype;                 // of tensors: "float", "bool", "int"
+  std::string shape;                 // of tensors: "B,H,N,D"; "?" where the text names none
   std::vector<std::string> choices;  // of enumerations
   Role role = Role::plain;
 };
@@ -31,7 +31,7 @@ struct FormInfo {
   std::string class_name, name;
   Form form;
   std::vector<Field> inputs, parameters, options, outputs, state;
-  bool listed = false;    // parameters travel as two lists: some group is variable in number
+  bool listed = false;  // parameters travel as two lists: some group is variable in number
   bool training = false;
   bool streams = false;
   void (*forward)(const FormInfo&, Stack&) = nullptr;
@@ -56,9 +56,15 @@ FOVEATE_API std::string schema_value(std::string_view value);
 FOVEATE_API int64_t find_choice(std::string_view field, std::string_view value, const std::string_view* choices, std::size_t count);
 FOVEATE_API void check_members(std::string_view owner, std::size_t counted, std::size_t listed);
 
-template <class T> struct Inner { using type = T; };
-template <class T> struct Inner<std::optional<T>> { using type = T; };
-template <class T> struct Inner<std::vector<T>> { using type = T; };
+template <class T> struct Inner {
+  using type = T;
+};
+template <class T> struct Inner<std::optional<T>> {
+  using type = T;
+};
+template <class T> struct Inner<std::vector<T>> {
+  using type = T;
+};
 template <class T> using inner = typename Inner<T>::type;
 template <class T> inline constexpr bool is_optional = false;
 template <class T> inline constexpr bool is_optional<std::optional<T>> = true;
@@ -97,7 +103,7 @@ template <class T> std::string default_value(const T& value) {
 /// Collects the leaves of a struct.
 struct Describe {
   std::vector<Field>& leaves;
-  bool* listed = nullptr;        // set where a group is variable in number
+  bool* listed = nullptr;  // set where a group is variable in number
   std::string prefix = {};
   bool may_be_absent = false;
   std::size_t members = 0;
@@ -235,9 +241,8 @@ template <class Struct, class F> void for_each_tensor(Struct& s, F&& f) {
 template <class F> concept Streams = requires { typename F::State; };
 template <class F> concept HasShape = requires(const typename F::Options& o) { F::shape(o); };
 template <class F> concept HasCheck = requires(const typename F::Options& o) { F::check(o); };
-template <class F> concept HasTraining = requires(const typename F::Options& o, const typename F::Parameters& p, const typename F::Inputs& i) {
-  F::forward(o, p, i, true);
-};
+template <class F> concept HasTraining =
+    requires(const typename F::Options& o, const typename F::Parameters& p, const typename F::Inputs& i) { F::forward(o, p, i, true); };
 
 template <class F> typename F::Parameters empty_parameters(const typename F::Options& options) {
   if constexpr (HasShape<F>) return F::shape(options);
@@ -249,8 +254,8 @@ template <class F> void check_options(const typename F::Options& options) {
 }
 
 /// Runs forward on structs: the one place that knows whether a form has a training mode.
-template <class F>
-auto run(const typename F::Options& options, const typename F::Parameters& parameters, const typename F::Inputs& inputs, bool training) {
+template <class F> auto run(const typename F::Options& options, const typename F::Parameters& parameters, const typename F::Inputs& inputs,
+                            bool training) {
   if constexpr (HasTraining<F>) return F::forward(options, parameters, inputs, training);
   else return F::forward(options, parameters, inputs);
 }
@@ -302,8 +307,8 @@ template <class F> struct Call {
       const std::vector<IValue> a(trained.begin(), trained.end()), b(updated.begin(), updated.end());
       ReadLists lists{.parameters = a, .buffers = b};
       parameters.fields(lists);
-      TORCH_CHECK_VALUE(lists.parameters.empty() && lists.buffers.empty(), info.name, ": parameters: ", lists.parameters.size(),
-                        " tensors and ", lists.buffers.size(), " buffers more than these options need");
+      TORCH_CHECK_VALUE(lists.parameters.empty() && lists.buffers.empty(), info.name, ": parameters: ", lists.parameters.size(), " tensors and ",
+                        lists.buffers.size(), " buffers more than these options need");
       check_named(info, named_tensors(inputs), named_tensors(parameters));
     } else if constexpr (!HasShape<F>) {
       Read read_parameters{parameters_at};
@@ -391,5 +396,4 @@ template <class F> FormInfo form_info(std::string_view class_name) {
 }  // namespace foveate::registry
 
 /// Registers a form; stands once, in its .cpp file, inside namespace foveate.
-#define FOVEATE_MECHANISM(T) \
-  [[maybe_unused]] static const int registered_##T = ::foveate::registry::add(::foveate::registry::form_info<T>(#T));
+#define FOVEATE_MECHANISM(T) [[maybe_unused]] static const int registered_##T = ::foveate::registry::add(::foveate::registry::form_info<T>(#T));

@@ -8,9 +8,7 @@
 #include <map>
 #include <string>
 
-namespace torch::nn {
-class Module;
-}
+namespace torch::nn { class Module; }
 
 namespace foveate {
 

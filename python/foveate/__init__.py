@@ -12,10 +12,10 @@ from foveate import _library
 
 __version__ = _library.version()
 
-from foveate import nn, patterns  # noqa: E402  (the library must be loaded first)
-from foveate._catalog import Card, Field, FormCard, catalog  # noqa: E402
-from foveate._functions import functions as _functions  # noqa: E402
-from foveate.ops import attention, linear_attention, merge_attention, sparse_attention  # noqa: E402
+from foveate import nn, patterns
+from foveate._catalog import Card, Field, FormCard, catalog
+from foveate._functions import functions as _functions
+from foveate.ops import attention, linear_attention, merge_attention, sparse_attention
 
 cmake_prefix_path: str = str(Path(__file__).parent / "share" / "cmake")
 """Directory to put on CMAKE_PREFIX_PATH for `find_package(foveate)`."""

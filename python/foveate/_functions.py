@@ -28,7 +28,7 @@ def argument(field: Field, kind: Any = inspect.Parameter.KEYWORD_ONLY) -> inspec
 def result_type(form: FormCard, extra: Iterable[str] = ()) -> Callable[..., Any] | None:
     """A named tuple for a form that returns several tensors, None for one."""
     names = [field.name for field in form.outputs] + list(extra)
-    return namedtuple(f"{form.class_name}Result", names) if len(names) > 1 else None  # type: ignore[misc]
+    return namedtuple(f"{form.class_name}Result", names) if len(names) > 1 else None
 
 
 def describe(card: Card, form: FormCard, with_parameters: bool) -> str:

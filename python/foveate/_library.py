@@ -20,7 +20,7 @@ def version() -> str:
         )
     library = Path(os.environ.get("FOVEATE_LIBRARY", _FOLDER / "libfoveate.so"))
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(f"foveate could not load {library} ({error}): build it with `make build`") from error
     return str(torch.ops.foveate.version())

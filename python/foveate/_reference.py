@@ -18,7 +18,8 @@ def page(card: Card) -> str:
     lines = [
         f"    {card.equation}",
         "",
-        f"arXiv [{card.paper}](https://arxiv.org/abs/{card.paper}) ({card.year}) · family {card.family} · cost {card.cost} · causal: {card.causality}",
+        f"arXiv [{card.paper}](https://arxiv.org/abs/{card.paper}) ({card.year}) · family {card.family} · "
+        f"cost {card.cost} · causal: {card.causality}",
     ]
     for form in card.forms:
         lines += ["", *_form(form)]

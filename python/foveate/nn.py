@@ -145,7 +145,7 @@ def _layer(class_name: str, form: FormCard, doc: str) -> type[Layer]:
     }
     for result in (namespace["_result"], namespace["_step_result"]):
         if result is not None:
-            result.__module__ = __name__  # type: ignore[attr-defined]
+            result.__module__ = __name__
     return type(class_name, (Layer,), namespace)
 
 

@@ -34,9 +34,7 @@ def attention(
     >>> foveate.attention(q, k, v, causal=True).shape
     torch.Size([1, 2, 8, 4])
     """
-    out, lse = torch.ops.foveate.attention(
-        q, k, v, mask=mask, key_mask=key_mask, key_lengths=key_lengths, causal=causal, bias=bias, scale=scale
-    )
+    out, lse = torch.ops.foveate.attention(q, k, v, mask=mask, key_mask=key_mask, key_lengths=key_lengths, causal=causal, bias=bias, scale=scale)
     return (out, lse) if return_lse else out
 
 

@@ -119,7 +119,7 @@ class Pattern:
         seen = seen[head] if seen.dim() == 3 else seen
         if path is not None:
             _write_image(seen, path)
-        rows = torch.nn.functional.pad(seen, (0, 0, 0, n % 2)).unflatten(0, (-1, 2)).long()
+        rows = torch.nn.functional.pad(seen, (0, 0, 0, n % 2)).reshape(-1, 2, seen.shape[1]).long()
         return "\n".join("".join(" ▀▄█"[k] for k in line).rstrip() for line in (rows[:, 0] + 2 * rows[:, 1]).tolist())
 
 

@@ -8,8 +8,14 @@ namespace {
 
 enum class Kind { soft, hard };
 
-inline constexpr Card tidal{.slug = "tidal", .title = "Tidal attention", .paper = "0000.00000", .year = 2020, .family = Family::sparse,
-                            .cost = "O(N)", .causality = Causality::none, .equation = "out = tide"};
+inline constexpr Card tidal{.slug = "tidal",
+                            .title = "Tidal attention",
+                            .paper = "0000.00000",
+                            .year = 2020,
+                            .family = Family::sparse,
+                            .cost = "O(N)",
+                            .causality = Causality::none,
+                            .equation = "out = tide"};
 
 struct Tidal {
   static constexpr Form form{.card = &tidal, .summary = "a form that only tests have"};
@@ -71,8 +77,8 @@ TEST(Contract, OptionsBecomeSchemaTypesAndDefaults) {
   const auto info = registry::form_info<Tidal>("Tidal");
   std::vector<std::string> found;
   for (const auto& field : info.options) found.push_back(field.type + " " + field.name + "=" + field.value);
-  EXPECT_EQ(found, (std::vector<std::string>{"int window=", "float strength=1.0", "bool deep=False", "float? scale=None",
-                                             "int[] periods=[2, 3]", "str kind=\"hard\""}));
+  EXPECT_EQ(found, (std::vector<std::string>{"int window=", "float strength=1.0", "bool deep=False", "float? scale=None", "int[] periods=[2, 3]",
+                                             "str kind=\"hard\""}));
   EXPECT_EQ(info.options.back().choices, (std::vector<std::string>{"soft", "hard"}));
 }
 

@@ -4,8 +4,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-import foveate
 import pytest
+
+import foveate
 
 HERE = Path(__file__).parent
 RESULTS: dict[str, Counter[str]] = defaultdict(Counter)

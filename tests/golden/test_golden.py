@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import foveate
 import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+import foveate
 from tests.contract import modules
 
 

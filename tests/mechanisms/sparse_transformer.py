@@ -34,15 +34,17 @@ def _draw(block: int, count: int) -> Any:
 CASES = [
     Case("sparse_transformer_attention", QKV, {"stride": 6}, causal=True, gradcheck=SMALL),
     Case("sparse_transformer_attention", QKV, {"stride": 6, "combine": "per_head"}, name="by head", causal=True, gradcheck=SMALL),
-    Case("sparse_transformer_attention", {**QKV, "M": 47}, {"pattern": "fixed", "stride": 8, "summary": 2, "summary_groups": 2}, name="cross", length=("N",),
-         given=("key_mask",), make={"key_mask": _mask("B", "M")}, mask="key_mask", gradcheck=SMALL),
-    Case("sparse_transformer_attention", QKV, {"pattern": "fixed", "stride": 8, "summary": 3, "combine": "interleaved"}, causal=True, gradcheck=SMALL),
+    Case("sparse_transformer_attention", {**QKV, "M": 47}, {"pattern": "fixed", "stride": 8, "summary": 2, "summary_groups": 2}, name="cross",
+         length=("N",), given=("key_mask",), make={"key_mask": _mask("B", "M")}, mask="key_mask", gradcheck=SMALL),
+    Case("sparse_transformer_attention", QKV, {"pattern": "fixed", "stride": 8, "summary": 3, "combine": "interleaved"}, causal=True,
+         gradcheck=SMALL),
     Case("sparse_transformer_attention", QKV, {"pattern": "local", "stride": 5}, causal=True, gradcheck=SMALL),
     Case("sparse_transformer_attention", QKV, {"pattern": "all"}, causal=True, gradcheck=SMALL),
     Case("sparse_transformer_block", SEQUENCE, {"embed_dim": 8, "num_heads": 2, "stride": 4}, causal=True, gradcheck={"B": 1, "N": 4}),
     Case("sparse_transformer_block", SEQUENCE, {"embed_dim": 8, "num_heads": 2, "stride": 3, "pattern": "local"}, given=("key_mask",),
          make={"key_mask": _mask("B", "N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
-    Case("sparse_transformer_stack", SEQUENCE, {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "stride": 4}, causal=True, gradcheck={"B": 1, "N": 4}),
+    Case("sparse_transformer_stack", SEQUENCE, {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "stride": 4}, causal=True,
+         gradcheck={"B": 1, "N": 4}),
     Case("block_sparse_attention", SELF,
          {"block": 4, "num_local_blocks": 3, "num_different_global_patterns": 2, "different_layout_per_head": True, "causal": True}, causal=True,
          gradcheck=TINY),
@@ -61,7 +63,11 @@ CASES = [
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """`combine`: the paper's sets; `config`: a layout of DeepSpeed; neither: a mode of the authors' code."""
     if "num_layers" in options:
-        return {"output.out": call("sparse_transformer_stack", {"x": t["input.x"]}, _parameters(t), **_sets(options), **_model(options, t["input.x"].shape[-1]))}
+        return {
+            "output.out": call(
+                "sparse_transformer_stack", {"x": t["input.x"]}, _parameters(t), **_sets(options), **_model(options, t["input.x"].shape[-1])
+            )
+        }
     if "input.q" not in t:
         return {f"output.{name}.layout": _layout(case, t.get(f"input.{name}.random_blocks")) for name, case in options.items()}
     qkv = {name: t[f"input.{name}"] for name in "qkv"}

@@ -46,8 +46,8 @@ FOVEATE_MECHANISM(EfficientAttention)
 void EfficientAttentionBlock::check(const Options& o) {
   TORCH_CHECK_VALUE(o.in_channels > 0, "efficient_attention_block: in_channels must be positive, got ", o.in_channels);
   TORCH_CHECK_VALUE(o.head_count > 0, "efficient_attention_block: head_count must be positive, got ", o.head_count);
-  TORCH_CHECK_VALUE(o.key_channels >= o.head_count, "efficient_attention_block: key_channels must give every head one, got ", o.key_channels,
-                    " for ", o.head_count, " heads");
+  TORCH_CHECK_VALUE(o.key_channels >= o.head_count, "efficient_attention_block: key_channels must give every head one, got ", o.key_channels, " for ",
+                    o.head_count, " heads");
   TORCH_CHECK_VALUE(o.value_channels > 0 && o.value_channels % o.head_count == 0,
                     "efficient_attention_block: value_channels must be a multiple of head_count, got ", o.value_channels, " and ", o.head_count);
   check_normalization("efficient_attention_block", o.normalization, o.temperature);
@@ -55,8 +55,10 @@ void EfficientAttentionBlock::check(const Options& o) {
 
 EfficientAttentionBlock::Parameters EfficientAttentionBlock::init(const Options& o) {
   const auto pointwise = [](int64_t in, int64_t out) { return layers::Convolution::init(in, out, {1, 1}); };
-  return {.keys = pointwise(o.in_channels, o.key_channels), .queries = pointwise(o.in_channels, o.key_channels),
-          .values = pointwise(o.in_channels, o.value_channels), .reprojection = pointwise(o.value_channels, o.in_channels)};
+  return {.keys = pointwise(o.in_channels, o.key_channels),
+          .queries = pointwise(o.in_channels, o.key_channels),
+          .values = pointwise(o.in_channels, o.value_channels),
+          .reprojection = pointwise(o.value_channels, o.in_channels)};
 }
 
 Tensor EfficientAttentionBlock::forward(const Options& o, const Parameters& p, const Inputs& in) {
@@ -65,7 +67,8 @@ Tensor EfficientAttentionBlock::forward(const Options& o, const Parameters& p, c
     return map.flatten(2).narrow(1, 0, o.head_count * each).unflatten(1, {o.head_count, each}).transpose(-1, -2);
   };
   const Tensor attended = EfficientAttention::forward({.normalization = o.normalization, .temperature = o.temperature}, {},
-                                                      {.q = heads(p.queries(in.x), o.key_channels), .k = heads(p.keys(in.x), o.key_channels),
+                                                      {.q = heads(p.queries(in.x), o.key_channels),
+                                                       .k = heads(p.keys(in.x), o.key_channels),
                                                        .v = heads(p.values(in.x), o.value_channels)});  // [B,heads,N,dv]
   const Tensor map = attended.transpose(-1, -2).flatten(1, 2).unflatten_symint(-1, {extent(in.x, 2), extent(in.x, 3)});
   return in.x + p.reprojection(map);

@@ -5,8 +5,13 @@
 
 namespace foveate {
 
-inline constexpr Card efficient_attention{.slug = "efficient-attention", .title = "Efficient Attention", .paper = "1812.01243", .year = 2018,
-                                          .family = Family::linear, .cost = "O(N D^2)", .causality = Causality::none,
+inline constexpr Card efficient_attention{.slug = "efficient-attention",
+                                          .title = "Efficient Attention",
+                                          .paper = "1812.01243",
+                                          .year = 2018,
+                                          .family = Family::linear,
+                                          .cost = "O(N D^2)",
+                                          .causality = Causality::none,
                                           .equation = "out = softmax_channels(Q) (softmax_positions(K)^T V)"};
 
 /// How queries and keys are normalised, before keys and values are summed over positions.
@@ -18,7 +23,9 @@ template <> inline constexpr auto names<EfficientNormalization> = std::array<std
 
 /// The bare function.
 struct FOVEATE_API EfficientAttention {
-  static constexpr Form form{.card = &efficient_attention, .summary = "efficient attention of q, k, v", .returns = "[B,H,N,Dv] attended values",
+  static constexpr Form form{.card = &efficient_attention,
+                             .summary = "efficient attention of q, k, v",
+                             .returns = "[B,H,N,Dv] attended values",
                              .example = R"(q, k, v = torch.randn(3, 2, 4, 16, 8)
 out = foveate.efficient_attention(q, k, v)
 context = k.softmax(-2).transpose(-1, -2) @ v
@@ -49,7 +56,8 @@ torch.testing.assert_close(out, q.softmax(-1) @ context))"};
 
 /// The block on feature maps: 1x1 convolutions, heads of channels, reprojection, residual.
 struct FOVEATE_API EfficientAttentionBlock {
-  static constexpr Form form{.card = &efficient_attention, .summary = "efficient attention block on feature maps, in place of a non-local block",
+  static constexpr Form form{.card = &efficient_attention,
+                             .summary = "efficient attention block on feature maps, in place of a non-local block",
                              .returns = "[B,C,H,W] x plus the reprojected attention",
                              .example = R"(block = foveate.nn.EfficientAttentionBlock(in_channels=16, key_channels=8, head_count=2, value_channels=8)
 x = torch.randn(2, 16, 9, 7)

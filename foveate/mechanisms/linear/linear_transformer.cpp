@@ -9,8 +9,13 @@ void Function::check(const Options& o) { TORCH_CHECK_VALUE(o.eps >= 0, "linear_t
 
 std::pair<Tensor, Function::State> Function::step(const Options& o, const Parameters&, const Inputs& in, State&& past) {
   const Tensor q = layers::feature_map(in.q, o.feature_map), k = layers::feature_map(in.k, o.feature_map);
-  auto [out, state] = ops::linear_attention(q, k, in.v, {.causal = o.causal, .key_mask = in.key_mask, .state = {.S = past.S, .z = past.z},
-                                                         .normalizer = ops::Normalizer::add, .eps = o.eps, .offset = Size(0)});
+  auto [out, state] = ops::linear_attention(q, k, in.v,
+                                            {.causal = o.causal,
+                                             .key_mask = in.key_mask,
+                                             .state = {.S = past.S, .z = past.z},
+                                             .normalizer = ops::Normalizer::add,
+                                             .eps = o.eps,
+                                             .offset = Size(0)});
   return {std::move(out), State{.S = std::move(state.S), .z = std::move(state.z)}};
 }
 
@@ -30,7 +35,9 @@ void LinearTransformer::check(const Options& o) {
 
 LinearTransformer::Parameters LinearTransformer::init(const Options& o) {
   const int64_t each = o.d_model / o.n_heads;
-  return layers::Heads::init({.width = o.d_model, .context_width = o.d_model_keys, .keys = o.n_heads * o.d_keys.value_or(each),
+  return layers::Heads::init({.width = o.d_model,
+                              .context_width = o.d_model_keys,
+                              .keys = o.n_heads * o.d_keys.value_or(each),
                               .values = o.n_heads * o.d_values.value_or(each)});
 }
 

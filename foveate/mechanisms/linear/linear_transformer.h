@@ -6,13 +6,19 @@
 
 namespace foveate {
 
-inline constexpr Card linear_transformer{.slug = "linear-transformer", .title = "Linear Transformer", .paper = "2006.16236", .year = 2020,
-                                         .family = Family::linear, .cost = "O(N D^2)", .causality = Causality::strict,
+inline constexpr Card linear_transformer{.slug = "linear-transformer",
+                                         .title = "Linear Transformer",
+                                         .paper = "2006.16236",
+                                         .year = 2020,
+                                         .family = Family::linear,
+                                         .cost = "O(N D^2)",
+                                         .causality = Causality::strict,
                                          .equation = "out_i = phi(q_i) (sum_j phi(k_j) v_j^T) / (phi(q_i) . sum_j phi(k_j) + eps), phi = elu + 1"};
 
 /// The bare function.
 struct FOVEATE_API LinearTransformerAttention {
-  static constexpr Form form{.card = &linear_transformer, .summary = "linear attention of q, k, v through a feature map",
+  static constexpr Form form{.card = &linear_transformer,
+                             .summary = "linear attention of q, k, v through a feature map",
                              .returns = "[B,H,N,Dv] attended values",
                              .example = R"(q, k, v = torch.randn(3, 2, 4, 16, 8)
 whole = foveate.linear_transformer_attention(q, k, v, causal=True)
@@ -57,7 +63,9 @@ assert state[0].shape == (2, 4, 8, 8))"};
 
 /// The layer: projections, heads, output projection; of a sequence with itself or with a context.
 struct FOVEATE_API LinearTransformer {
-  static constexpr Form form{.card = &linear_transformer, .summary = "linear attention layer", .returns = "[B,N,E] attended sequence",
+  static constexpr Form form{.card = &linear_transformer,
+                             .summary = "linear attention layer",
+                             .returns = "[B,N,E] attended sequence",
                              .example = R"(layer = foveate.nn.LinearTransformer(d_model=32, n_heads=4, causal=True)
 x = torch.randn(2, 16, 32)
 first, state = layer.step(x[:, :10])

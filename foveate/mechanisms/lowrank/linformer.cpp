@@ -18,14 +18,14 @@ Tensor blocks(const Tensor& x, int64_t size) {
 
 /// w [K,M] or [H,K,M], x [B,H,M,D] -> [B,H,K,D]
 Tensor mix(const Tensor& w, const Tensor& x) {
-  if (w.dim() == 2) return split_heads(at::matmul(w, merge_heads(x)), plain_extent(x, 1));  // one product for all heads
+  if (w.dim() == 2) return split_heads(at::matmul(w, merge_heads(x)), plain_extent(x, 1));           // one product for all heads
   const Tensor each = x.expand_symint({-1, extent(w, 0), -1, -1}).permute({1, 2, 0, 3}).flatten(2);  // [H,M,B D]
   return at::matmul(w, each).unflatten_symint(2, {extent(x, 0), extent(x, 3)}).permute({2, 0, 1, 3});
 }
 
 /// w [D,D,taps] or [H,D,D,taps], x [B,H,M,D] -> [B,H,K,D]: every block is one row of a matrix product.
 Tensor convolve(const Tensor& w, const Tensor& x) {
-  const Tensor taps = w.transpose(-3, -1).flatten(-3, -2);                 // [(H,)taps D,D]
+  const Tensor taps = w.transpose(-3, -1).flatten(-3, -2);               // [(H,)taps D,D]
   const auto lay_out = [](const Tensor& parts, at::IntArrayRef order) {  // slots first: torch.export cannot bound other foldings of K
     return parts.permute(order).clone(at::MemoryFormat::Contiguous).flatten(3);
   };

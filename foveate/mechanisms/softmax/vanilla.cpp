@@ -6,17 +6,23 @@ namespace foveate {
 Attention::Outputs Attention::forward(const Options& o, const Parameters&, const Inputs& in) {
   const bool top_left = o.causal_align == CausalAlign::top_left;
   const auto [out, lse] = ops::attention(in.q, in.k, in.v,
-                                         {.mask = in.mask, .key_mask = in.key_mask, .key_lengths = in.key_lengths, .causal = o.causal,
-                                          .bias = in.bias, .scale = o.scale, .offset = top_left ? optional<Size>(0) : std::nullopt,
-                                          .dropout_keep = in.dropout_keep, .dropout = o.dropout});
+                                         {.mask = in.mask,
+                                          .key_mask = in.key_mask,
+                                          .key_lengths = in.key_lengths,
+                                          .causal = o.causal,
+                                          .bias = in.bias,
+                                          .scale = o.scale,
+                                          .offset = top_left ? optional<Size>(0) : std::nullopt,
+                                          .dropout_keep = in.dropout_keep,
+                                          .dropout = o.dropout});
   return {.out = out, .lse = lse};
 }
 
 FOVEATE_MECHANISM(Attention)
 
 void MultiheadAttention::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, "multihead_attention: num_heads must divide embed_dim, got ",
-                    o.num_heads, " and ", o.embed_dim);
+  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0,
+                    "multihead_attention: num_heads must divide embed_dim, got ", o.num_heads, " and ", o.embed_dim);
 }
 
 MultiheadAttention::Parameters MultiheadAttention::init(const Options& o) {

@@ -6,8 +6,13 @@
 
 namespace foveate {
 
-inline constexpr Card vanilla{.slug = "vanilla", .title = "Scaled dot-product multi-head attention", .paper = "1706.03762", .year = 2017,
-                              .family = Family::softmax, .cost = "O(N M D)", .causality = Causality::strict,
+inline constexpr Card vanilla{.slug = "vanilla",
+                              .title = "Scaled dot-product multi-head attention",
+                              .paper = "1706.03762",
+                              .year = 2017,
+                              .family = Family::softmax,
+                              .cost = "O(N M D)",
+                              .causality = Causality::strict,
                               .equation = "out = softmax(scale Q K^T + bias) V"};
 
 /// Where a causal mask stands when queries and keys differ in number.
@@ -16,8 +21,7 @@ template <> inline constexpr auto names<CausalAlign> = std::array<std::string_vi
 
 /// The bare function: exact attention of given queries, keys and values.
 struct FOVEATE_API Attention {
-  static constexpr Form form{.card = &vanilla, .summary = "exact softmax attention of q, k, v",
-                             .example = R"(q = k = v = torch.randn(2, 4, 16, 8)
+  static constexpr Form form{.card = &vanilla, .summary = "exact softmax attention of q, k, v", .example = R"(q = k = v = torch.randn(2, 4, 16, 8)
 out, lse = torch.ops.foveate.attention(q, k, v, causal=True)
 assert out.shape == (2, 4, 16, 8) and lse.shape == (2, 4, 16))"};
   struct Options {
@@ -59,7 +63,10 @@ assert out.shape == (2, 4, 16, 8) and lse.shape == (2, 4, 16))"};
 
 /// The layer: projections, heads, output projection.
 struct FOVEATE_API MultiheadAttention {
-  static constexpr Form form{.card = &vanilla, .summary = "multi-head attention layer", .returns = "[B,N,E] attended sequence", .example = R"(layer = foveate.nn.MultiheadAttention(embed_dim=32, num_heads=4, causal=True)
+  static constexpr Form form{.card = &vanilla,
+                             .summary = "multi-head attention layer",
+                             .returns = "[B,N,E] attended sequence",
+                             .example = R"(layer = foveate.nn.MultiheadAttention(embed_dim=32, num_heads=4, causal=True)
 out = layer(torch.randn(2, 16, 32))
 assert out.shape == (2, 16, 32))"};
   struct Options {

@@ -26,7 +26,8 @@ template <class Options> Pattern sets(const Options& o) {
   if (o.pattern == SparseSets::local) return sliding_window(o.stride - 1, 0);
   const bool by_head = o.combine == SparseCombine::per_head, is_strided = o.pattern == SparseSets::strided;
   const Pattern a1 = is_strided ? sliding_window(o.stride, 0) : block_diagonal(o.stride) & causal();
-  const Pattern a2 = (is_strided ? strided(o.stride) : summary_cells(o.stride, o.summary, o.summary_groups, by_head ? 1 : 0, by_head ? 2 : 1)) & causal();
+  const Pattern a2 =
+      (is_strided ? strided(o.stride) : summary_cells(o.stride, o.summary, o.summary_groups, by_head ? 1 : 0, by_head ? 2 : 1)) & causal();
   switch (o.combine) {
     case SparseCombine::merged: return a1 | a2;
     case SparseCombine::per_head: return (heads(0, 2) & a1) | (heads(1, 2) & a2);
@@ -44,10 +45,10 @@ template <class Options> void check_sets(const char* form, const Options& o) {
 }
 
 /// Attention of new tokens to those of the state and themselves.
-template <class Options>
-std::pair<Tensor, SparseTransformerAttention::State> stream(const Options& o, const Tensor& q, const Tensor& k, const Tensor& v,
-                                                            optional<Tensor> key_mask, optional<double> scale,
-                                                            const SparseTransformerAttention::State& past) {
+template <class Options> std::pair<Tensor, SparseTransformerAttention::State> stream(const Options& o, const Tensor& q, const Tensor& k,
+                                                                                     const Tensor& v, optional<Tensor> key_mask,
+                                                                                     optional<double> scale,
+                                                                                     const SparseTransformerAttention::State& past) {
   SparseTransformerAttention::State next{.k = past.k.defined() ? at::cat({past.k, k}, 2) : k, .v = past.v.defined() ? at::cat({past.v, v}, 2) : v};
   if (key_mask) key_mask = key_mask->slice_symint(1, extent(*key_mask, 1) - extent(next.k, 2));  // of the keys that are kept
   Tensor out = ops::sparse_attention(q, next.k, next.v, sets(o), {.key_mask = key_mask, .scale = scale}).out;
@@ -106,8 +107,7 @@ Tensor SparseTransformerBlock::forward(const Options& o, const Parameters& p, co
   return h + p.feed_forward(p.norm_b(h, o.layer_norm_eps), layers::Activation::quick_gelu);
 }
 
-std::pair<Tensor, SparseTransformerBlock::State> SparseTransformerBlock::step(const Options& o, const Parameters& p, const Inputs& in,
-                                                                              State&& past) {
+std::pair<Tensor, SparseTransformerBlock::State> SparseTransformerBlock::step(const Options& o, const Parameters& p, const Inputs& in, State&& past) {
   const Tensor normed = p.norm_a(in.x, o.layer_norm_eps);
   const auto [q, k, v] = p.attention.project(normed, normed, o.num_heads);
   auto [attended, next] = stream(o, q, k, v, in.key_mask, {}, past);
@@ -136,7 +136,8 @@ SparseTransformerStack::Parameters SparseTransformerStack::init(const Options& o
 
 Tensor SparseTransformerStack::forward(const Options& o, const Parameters& p, const Inputs& in) {
   Tensor x = in.x;
-  for (int64_t layer = 0; const auto& block : p.blocks) x = SparseTransformerBlock::forward(o.block(layer++), block, {.x = x, .key_mask = in.key_mask});
+  for (int64_t layer = 0; const auto& block : p.blocks)
+    x = SparseTransformerBlock::forward(o.block(layer++), block, {.x = x, .key_mask = in.key_mask});
   return x;
 }
 
@@ -247,8 +248,7 @@ void BlockSparseAttention::check(const Options& o) {
     need(o.num_local_blocks > 0 && o.num_global_blocks >= 0, "num_local_blocks must be positive, num_global_blocks not negative");
     need(o.num_different_global_patterns > 0 && o.num_different_global_patterns * o.num_global_blocks <= o.num_local_blocks,
          "num_different_global_patterns * num_global_blocks must not exceed num_local_blocks");
-    need(o.num_different_global_patterns == 1 || o.different_layout_per_head,
-         "num_different_global_patterns needs different_layout_per_head = True");
+    need(o.num_different_global_patterns == 1 || o.different_layout_per_head, "num_different_global_patterns needs different_layout_per_head = True");
   }
   if (o.config == BlockLayout::variable) {
     need(o.num_random_blocks >= 0, "num_random_blocks must not be negative");
@@ -272,8 +272,9 @@ BlockSparseAttention::Outputs BlockSparseAttention::forward(const Options& o, co
   if (o.config == BlockLayout::variable && o.num_random_blocks > 0 && !random_blocks) {
     random_blocks = patterns::draw_blocks(layouts, count, count, o.num_random_blocks, {}, in.q.options().dtype(at::kFloat));
   }
-  TORCH_CHECK_VALUE(!in.random_blocks || (o.config == BlockLayout::variable && extent(*random_blocks, 0) == layouts && extent(*random_blocks, 1) == count),
-                    "block_sparse_attention: random_blocks must be [", layouts, ", ", count, ", r] and config variable, got ", in.random_blocks->sym_sizes());
+  TORCH_CHECK_VALUE(
+      !in.random_blocks || (o.config == BlockLayout::variable && extent(*random_blocks, 0) == layouts && extent(*random_blocks, 1) == count),
+      "block_sparse_attention: random_blocks must be [", layouts, ", ", count, ", r] and config variable, got ", in.random_blocks->sym_sizes());
   const Blocks blocks{.o = o, .head = at::arange(layouts, whole).view({-1, 1, 1}), .I = block.unsqueeze(1), .J = block.unsqueeze(0)};
   Tensor layout = blocks.layout(random_blocks).expand_symint({layouts, count, count});
   if (o.causal) layout = layout & (blocks.J <= blocks.I);

@@ -7,8 +7,13 @@
 
 namespace foveate {
 
-inline constexpr Card sparse_transformer{.slug = "sparse-transformer", .title = "Sparse Transformer", .paper = "1904.10509", .year = 2019,
-                                         .family = Family::sparse, .cost = "O(N sqrt(N) D)", .causality = Causality::strict,
+inline constexpr Card sparse_transformer{.slug = "sparse-transformer",
+                                         .title = "Sparse Transformer",
+                                         .paper = "1904.10509",
+                                         .year = 2019,
+                                         .family = Family::sparse,
+                                         .cost = "O(N sqrt(N) D)",
+                                         .causality = Causality::strict,
                                          .equation = "o_i = sum over j in S_i of softmax_j(scale q_i.k_j) v_j"};
 
 /// Which keys a query sees, always up to itself.
@@ -28,14 +33,14 @@ void sparse_sets_fields(auto& o, auto&& f) {
   f("summary", o.summary, "c, summary cells of a segment, of pattern fixed (paper: 8, 16 or 32; block * vertsize of the authors' code)");
   f("summary_groups", o.summary_groups,
     "heads take turns among so many groups of summary cells, from the segment's end backwards (num_verts of the authors' code)");
-  f("combine", o.combine,
-    "merged: each head sees both sets; per_head: even heads see A1, odd ones A2; interleaved: even layers see A1, odd ones A2");
+  f("combine", o.combine, "merged: each head sees both sets; per_head: even heads see A1, odd ones A2; interleaved: even layers see A1, odd ones A2");
 }
 
 /// The bare function. The authors' attn_mode "strided" is pattern strided, interleaved, of layer 1; their block-sparse "fixed" is
 /// pattern fixed, merged.
 struct SparseTransformerAttention {
-  static constexpr Form form{.card = &sparse_transformer, .summary = "causal attention to the strided or fixed sets of the paper",
+  static constexpr Form form{.card = &sparse_transformer,
+                             .summary = "causal attention to the strided or fixed sets of the paper",
                              .returns = "[B,H,N,Dv] attended values",
                              .example = R"(q = k = v = torch.randn(1, 4, 100, 8)
 out = foveate.sparse_transformer_attention(q, k, v, pattern="strided", stride=10)
@@ -79,7 +84,8 @@ assert out.shape == (1, 4, 100, 8))"};
 
 /// The residual block: a = attention(norm_a(h)), b = feed_forward(norm_b(h + a)), h + a + b.
 struct SparseTransformerBlock {
-  static constexpr Form form{.card = &sparse_transformer, .summary = "residual block of attention and feed-forward network",
+  static constexpr Form form{.card = &sparse_transformer,
+                             .summary = "residual block of attention and feed-forward network",
                              .returns = "[B,N,E] sequence",
                              .example = R"(block = foveate.nn.SparseTransformerBlock(embed_dim=32, num_heads=4, stride=8)
 out = block(torch.randn(2, 64, 32))
@@ -135,7 +141,9 @@ assert out.shape == (2, 64, 32))"};
 
 /// Blocks one after the other; where interleaved, even ones see A1, odd ones A2.
 struct SparseTransformerStack {
-  static constexpr Form form{.card = &sparse_transformer, .summary = "stack of residual blocks", .returns = "[B,N,E] sequence",
+  static constexpr Form form{.card = &sparse_transformer,
+                             .summary = "stack of residual blocks",
+                             .returns = "[B,N,E] sequence",
                              .example = R"(stack = foveate.nn.SparseTransformerStack(embed_dim=32, num_heads=4, num_layers=2, stride=8)
 out = stack(torch.randn(2, 64, 32))
 assert out.shape == (2, 64, 32))"};
@@ -159,8 +167,16 @@ assert out.shape == (2, 64, 32))"};
       f("layer_norm_eps", layer_norm_eps, "added to the variance");
     }
     SparseTransformerBlock::Options block(int64_t layer) const {
-      return {.embed_dim = embed_dim, .num_heads = num_heads, .pattern = pattern, .stride = stride, .summary = summary,
-              .summary_groups = summary_groups, .combine = combine, .layer = layer, .num_layers = num_layers, .ff_mult = ff_mult,
+      return {.embed_dim = embed_dim,
+              .num_heads = num_heads,
+              .pattern = pattern,
+              .stride = stride,
+              .summary = summary,
+              .summary_groups = summary_groups,
+              .combine = combine,
+              .layer = layer,
+              .num_layers = num_layers,
+              .ff_mult = ff_mult,
               .layer_norm_eps = layer_norm_eps};
     }
   };
@@ -193,7 +209,8 @@ template <> inline constexpr auto names<MaskMode> = std::array<std::string_view,
 
 /// Attention over layouts of blocks that generalise the paper's, as DeepSpeed defines them. Any length: the last block may be short.
 struct BlockSparseAttention {
-  static constexpr Form form{.card = &sparse_transformer, .summary = "attention over a layout of blocks (DeepSpeed's configurations)",
+  static constexpr Form form{.card = &sparse_transformer,
+                             .summary = "attention over a layout of blocks (DeepSpeed's configurations)",
                              .example = R"(q = k = v = torch.randn(1, 4, 100, 8)
 out, layout = foveate.block_sparse_attention(q, k, v, config="fixed", block=16, causal=True)
 assert out.shape == (1, 4, 100, 8) and layout.shape == (4, 7, 7))"};
