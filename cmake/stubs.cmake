@@ -9,5 +9,4 @@ add_custom_command(
   COMMENT "Writing type stubs"
   VERBATIM)
 add_custom_target(foveate_stubs ALL DEPENDS ${stubs})
-file(TOUCH ${CMAKE_CURRENT_BINARY_DIR}/stubs/py.typed)
-install(FILES ${stubs} ${CMAKE_CURRENT_BINARY_DIR}/stubs/py.typed DESTINATION .)
+install(FILES ${stubs} DESTINATION .)
