@@ -105,6 +105,23 @@ def test_any_shape_alignment_and_denominator(
     assert_as_the_loop(arguments, causal=causal, offset=offset, normalizer=normalizer, eps=eps)
 
 
+DENOMINATORS = {
+    "none": [1, 1, 1, 1, 1],
+    "add": [-0.25, 0.125, 0.25, 0.375, 0.75],
+    "clamp": [0.25, 0.25, 0.25, 0.25, 0.5],
+    "clamp_abs": [0.5, 0.25, 0.25, 0.25, 0.5],
+    "guard": [-0.5, 0.375, 0.5, 0.625, 0.5],
+}
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_denominators_on_both_sides_of_eps(normalizer: str) -> None:
+    q = torch.tensor([-0.5, -0.125, 0, 0.125, 0.5], dtype=torch.float64).view(1, 1, 5, 1)
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    denominators = torch.tensor(DENOMINATORS[normalizer], dtype=torch.float64).view_as(q)
+    assert torch.equal(OPERATOR(q, one, one, normalizer=normalizer, eps=0.25)[0], q / denominators)
+
+
 @pytest.mark.parametrize(("queries", "keys"), [(3, 150), (150, 3), (70, 200), (200, 70)])
 @pytest.mark.parametrize("offset", [None, 0, -30, 65])
 def test_causal_with_unequal_lengths(queries: int, keys: int, offset: int | None) -> None:
