@@ -5,8 +5,13 @@
 
 namespace foveate {
 
-inline constexpr Card linformer{.slug = "linformer", .title = "Linformer", .paper = "2006.04768", .year = 2020,
-                                .family = Family::lowrank, .cost = "O(N K D)", .causality = Causality::none,
+inline constexpr Card linformer{.slug = "linformer",
+                                .title = "Linformer",
+                                .paper = "2006.04768",
+                                .year = 2020,
+                                .family = Family::lowrank,
+                                .cost = "O(N K D)",
+                                .causality = Causality::none,
                                 .equation = "out = softmax(scale Q (E K)^T) (F V), E and F [K,M] learned"};
 
 /// How tokens become slots.
@@ -23,8 +28,7 @@ template <> inline constexpr auto names<LinformerOrder> = std::array<std::string
 
 /// The draw of E and F.
 enum class LinformerInit { xavier_uniform, xavier_normal, uniform, normal };
-template <> inline constexpr auto names<LinformerInit> =
-    std::array<std::string_view, 4>{"xavier_uniform", "xavier_normal", "uniform", "normal"};
+template <> inline constexpr auto names<LinformerInit> = std::array<std::string_view, 4>{"xavier_uniform", "xavier_normal", "uniform", "normal"};
 
 /// E or F: a sequence of M tokens -> K slots.
 struct FOVEATE_API SlotProjection {
@@ -52,21 +56,24 @@ namespace detail {
 void linformer_fields(auto&& f, auto& o) {
   f("length", o.length, "longest sequence of keys; a shorter one uses the first columns of the projections (pooling takes any length)");
   f("rank", o.rank, "slots K (lucidrains: 256; the authors take a fraction of the length)");
-  f("kind", o.kind, "how tokens become slots: a learned matrix; the same, not trained; a convolution, or pooling, over blocks of length/rank tokens");
+  f("kind", o.kind, "how tokens become slots: a learned matrix; the same, not trained; convolution or pooling of blocks of length/rank tokens");
   f("sharing", o.sharing, "none: E and F for each head; headwise: E and F; kv: E = F; layerwise: as kv, and one for all layers of a stack");
   f("slot_bias", o.slot_bias, "whether slots have biases (tatp22; neither the paper nor the authors' code has them)");
   f("initialisation", o.initialisation,
     "of E and F: xavier_uniform with gain 1/sqrt(2) (authors' code), xavier_normal (tatp22), uniform within 1/sqrt(K) (lucidrains), normal of "
     "deviation 1/K (tatp22, kind fixed); conv: as torch");
-  f("slot_causal", o.slot_causal, "hides slot s from query i < s: for compatibility with tatp22's causal=True, which is NOT causal: slots mix all tokens");
+  f("slot_causal", o.slot_causal,
+    "hides slot s from query i < s: for compatibility with tatp22's causal=True, which is NOT causal, since slots mix all tokens");
   f("scale", o.scale, "multiplies q.k, default 1/sqrt(D)");
 }
 
 /// Those of layers and stacks.
 void linformer_layer_fields(auto&& f, auto& o) {
-  f("project", o.project, "what is gathered: the input, before the feature projections (authors' code), or the heads' keys and values (tatp22, lucidrains)");
+  f("project", o.project,
+    "what is gathered: the input, before the feature projections (authors' code), or the heads' keys and values (tatp22, lucidrains)");
   f("head_dim", o.head_dim, "width D of a head, default E/H");
-  f("bias", o.bias, "whether query, key and value projections have biases (authors' code: yes; tatp22, lucidrains: no); the output projection has one");
+  f("bias", o.bias,
+    "whether query, key and value projections have biases (authors' code: yes; tatp22, lucidrains: no); the output projection has one");
   f("one_kv_head", o.one_kv_head, "one head of keys and values for all queries (lucidrains)");
   f("share_kv_projection", o.share_kv_projection, "the key projection makes the values too (lucidrains)");
   f("full_attention", o.full_attention, "plain attention to all tokens, without slots (tatp22)");
@@ -76,8 +83,10 @@ void linformer_layer_fields(auto&& f, auto& o) {
 
 /// The bare function: given queries attend to slots of given keys and values.
 struct FOVEATE_API LinformerAttention {
-  static constexpr Form form{.card = &linformer, .summary = "attention of q to keys and values gathered into slots",
-                             .returns = "[B,H,N,Dv] attended values", .example = R"(q, k, v = torch.randn(3, 2, 4, 100, 16)
+  static constexpr Form form{.card = &linformer,
+                             .summary = "attention of q to keys and values gathered into slots",
+                             .returns = "[B,H,N,Dv] attended values",
+                             .example = R"(q, k, v = torch.randn(3, 2, 4, 100, 16)
 attention = foveate.nn.LinformerAttention(length=128, rank=32)   # 100 of the 128 columns are used
 assert attention(q, k, v).shape == (2, 4, 100, 16))"};
   struct Options {
@@ -124,7 +133,9 @@ assert attention(q, k, v).shape == (2, 4, 100, 16))"};
 
 /// The layer: feature projections, heads, slots, output projection.
 struct FOVEATE_API LinformerMultiheadAttention {
-  static constexpr Form form{.card = &linformer, .summary = "multi-head attention to slots", .returns = "[B,N,E] attended sequence",
+  static constexpr Form form{.card = &linformer,
+                             .summary = "multi-head attention to slots",
+                             .returns = "[B,N,E] attended sequence",
                              .example = R"(layer = foveate.nn.LinformerMultiheadAttention(embed_dim=32, num_heads=4, length=128, rank=16)
 out = layer(torch.randn(2, 100, 32))
 assert out.shape == (2, 100, 32))"};

@@ -21,8 +21,11 @@ struct FOVEATE_API LinformerBlock {
 };
 
 struct FOVEATE_API LinformerEncoder {
-  static constexpr Form form{.card = &linformer, .summary = "stack of Linformer blocks", .returns = "[B,N,E] encoded sequence",
-                             .example = R"(encoder = foveate.nn.LinformerEncoder(embed_dim=32, num_heads=4, depth=2, length=128, rank=16, sharing="layerwise")
+  static constexpr Form form{.card = &linformer,
+                             .summary = "stack of Linformer blocks",
+                             .returns = "[B,N,E] encoded sequence",
+                             .example = R"(options = {"embed_dim": 32, "num_heads": 4, "length": 128, "rank": 16}
+encoder = foveate.nn.LinformerEncoder(depth=2, sharing="layerwise", **options)
 assert encoder(torch.randn(2, 100, 32)).shape == (2, 100, 32)
 assert encoder.key_projection.weight.shape == (16, 128)   # one for all layers)"};
   struct Options {
@@ -55,7 +58,8 @@ assert encoder.key_projection.weight.shape == (16, 128)   # one for all layers)"
       f("depth", depth, "number of blocks");
       detail::linformer_fields(f, *this);
       detail::linformer_layer_fields(f, *this);
-      f("rank_step", rank_step, "each block has so many slots fewer than the one before, at least 1; not with sharing layerwise (tatp22: k_reduce_by_layer)");
+      f("rank_step", rank_step,
+        "each block has so many slots fewer than the one before, at least 1; not with sharing layerwise (tatp22: k_reduce_by_layer)");
       f("feed_forward_dim", feed_forward_dim, "inner width of the position-wise network, default 4 E");
       f("activation", activation, "of the position-wise network");
       f("eps", eps, "added to the variance by the normalisations");

@@ -18,8 +18,12 @@ Tensor draw_points(int64_t count, int64_t width) { return layers::xavier_uniform
 SetAttention SetAttention::init(int64_t query_dim, int64_t key_dim, int64_t dim, bool layer_norm) {
   using layers::LayerNorm, layers::Linear;
   const auto norm = [&] { return layer_norm ? optional(LayerNorm::init(dim)) : std::nullopt; };
-  return {.query = Linear::init(query_dim, dim), .key = Linear::init(key_dim, dim), .value = Linear::init(key_dim, dim),
-          .out = Linear::init(dim, dim), .norm0 = norm(), .norm1 = norm()};
+  return {.query = Linear::init(query_dim, dim),
+          .key = Linear::init(key_dim, dim),
+          .value = Linear::init(key_dim, dim),
+          .out = Linear::init(dim, dim),
+          .norm0 = norm(),
+          .norm1 = norm()};
 }
 
 Tensor SetAttention::operator()(const Tensor& x, const Tensor& y, const optional<Tensor>& key_mask, const How& how) const {
@@ -57,7 +61,8 @@ FOVEATE_MECHANISM(SAB)
 // --- ISAB --------------------------------------------------------------------------------------------------------------------
 
 ISAB::Parameters ISAB::Parameters::init(int64_t in_dim, int64_t dim, int64_t num_inducing, bool layer_norm) {
-  return {.inducing = draw_points(num_inducing, dim), .mab0 = SetAttention::init(dim, in_dim, dim, layer_norm),
+  return {.inducing = draw_points(num_inducing, dim),
+          .mab0 = SetAttention::init(dim, in_dim, dim, layer_norm),
           .mab1 = SetAttention::init(in_dim, dim, dim, layer_norm)};
 }
 
@@ -103,8 +108,8 @@ namespace {
 /// Each key shares itself out among the queries, A = softmax over queries, and a query takes the mean of its shares, A / max(sum A, 1e-8).
 /// With l_j the log-sum-exp of key j's scores that is softmax over keys of s_ij - l_j; only the guard remains to be applied.
 Tensor inverted_attention(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask) {
-  const Tensor shares = ops::attention(k, q, q.narrow(-1, 0, 1)).lse;                                             // l [B,H,M]
-  const auto [out, lse] = ops::attention(q, k, v, {.key_mask = key_mask, .bias = -shares.unsqueeze(2)});          // lse: log of sum A
+  const Tensor shares = ops::attention(k, q, q.narrow(-1, 0, 1)).lse;                                     // l [B,H,M]
+  const auto [out, lse] = ops::attention(q, k, v, {.key_mask = key_mask, .bias = -shares.unsqueeze(2)});  // lse: log of sum A
   return out * (lse.exp() / 1e-8).clamp_max(1).to(out.scalar_type()).unsqueeze(-1);
 }
 

@@ -9,8 +9,13 @@
 
 namespace foveate {
 
-inline constexpr Card set_transformer{.slug = "set-transformer", .title = "Set Transformer", .paper = "1810.00825", .year = 2019,
-                                      .family = Family::lowrank, .cost = "O(N K D)", .causality = Causality::none,
+inline constexpr Card set_transformer{.slug = "set-transformer",
+                                      .title = "Set Transformer",
+                                      .paper = "1810.00825",
+                                      .year = 2019,
+                                      .family = Family::lowrank,
+                                      .cost = "O(N K D)",
+                                      .causality = Causality::none,
                                       .equation = "ISAB(X) = MAB1(X, MAB0(I, X)), PMA(X) = MAB(S, X), with learned I and S"};
 
 /// The parameters of a MAB: projections to the width dv, a row-wise network of one layer, two normalisations.
@@ -61,7 +66,9 @@ void set_transformer_fields(auto&& f, auto& o) {
 
 /// Multi-head attention block: one set asks another.
 struct FOVEATE_API MAB {
-  static constexpr Form form{.card = &set_transformer, .summary = "one set attends to another", .returns = "[B,N,dim] of each element that asks",
+  static constexpr Form form{.card = &set_transformer,
+                             .summary = "one set attends to another",
+                             .returns = "[B,N,dim] of each element that asks",
                              .example = R"(mab = foveate.nn.MAB(query_dim=3, key_dim=5, dim=32)
 out = mab(torch.randn(2, 7, 3), torch.randn(2, 11, 5))
 assert out.shape == (2, 7, 32))"};
@@ -97,7 +104,9 @@ assert out.shape == (2, 7, 32))"};
 
 /// Self-attention of a set, all elements with all.
 struct FOVEATE_API SAB {
-  static constexpr Form form{.card = &set_transformer, .summary = "a set attends to itself", .returns = "[B,N,dim] of each element",
+  static constexpr Form form{.card = &set_transformer,
+                             .summary = "a set attends to itself",
+                             .returns = "[B,N,dim] of each element",
                              .example = R"(sab = foveate.nn.SAB(in_dim=3, dim=32)
 x, order = torch.randn(2, 7, 3), torch.randperm(7)
 assert torch.allclose(sab(x[:, order]), sab(x)[:, order], atol=1e-5))"};
@@ -130,8 +139,10 @@ assert torch.allclose(sab(x[:, order]), sab(x)[:, order], atol=1e-5))"};
 
 /// Self-attention through m inducing points: O(N m).
 struct FOVEATE_API ISAB {
-  static constexpr Form form{.card = &set_transformer, .summary = "a set attends to itself through inducing points",
-                             .returns = "[B,N,dim] of each element", .example = R"(isab = foveate.nn.ISAB(in_dim=3, dim=32, num_inducing=8)
+  static constexpr Form form{.card = &set_transformer,
+                             .summary = "a set attends to itself through inducing points",
+                             .returns = "[B,N,dim] of each element",
+                             .example = R"(isab = foveate.nn.ISAB(in_dim=3, dim=32, num_inducing=8)
 out = isab(torch.randn(2, 100, 3))
 assert out.shape == (2, 100, 32))"};
   struct Options {
@@ -170,8 +181,10 @@ assert out.shape == (2, 100, 32))"};
 
 /// Pooling: k learned seeds ask the set. step() pools a set that grows.
 struct FOVEATE_API PMA {
-  static constexpr Form form{.card = &set_transformer, .summary = "learned seeds pool a set, also one that grows",
-                             .returns = "[B,K,dim] of each seed", .example = R"(pma = foveate.nn.PMA(dim=32, num_seeds=2)
+  static constexpr Form form{.card = &set_transformer,
+                             .summary = "learned seeds pool a set, also one that grows",
+                             .returns = "[B,K,dim] of each seed",
+                             .example = R"(pma = foveate.nn.PMA(dim=32, num_seeds=2)
 x = torch.randn(1, 100, 32)
 _, state = pma.step(x[:, :60])
 pooled, state = pma.step(x[:, 60:], state=state)
@@ -215,7 +228,8 @@ assert torch.allclose(pooled, pma(x), atol=1e-5))"};
 
 /// The variant of isab-pytorch: plain attention twice, no residual, no normalisation, no row-wise network.
 struct FOVEATE_API LatentISAB {
-  static constexpr Form form{.card = &set_transformer, .summary = "latents read a set, and the set reads the latents",
+  static constexpr Form form{.card = &set_transformer,
+                             .summary = "latents read a set, and the set reads the latents",
                              .example = R"(isab = foveate.nn.LatentISAB(dim=32, num_heads=4, head_dim=8, num_latents=6)
 out, latents = isab(torch.randn(2, 100, 32))
 assert out.shape == (2, 100, 32) and latents.shape == (2, 6, 32))"};
@@ -232,7 +246,7 @@ assert out.shape == (2, 100, 32) and latents.shape == (2, 6, 32))"};
       f("head_dim", head_dim, "width of a head (isab-pytorch: 64)");
       f("num_latents", num_latents, "latents m");
       f("latent_self_attend", latent_self_attend, "the latents read the latents too, before the set");
-      f("inverted_attention", inverted_attention, "each element shares itself out among the latents: softmax over queries, then the mean over elements");
+      f("inverted_attention", inverted_attention, "each element shares itself out among the latents, softmax over queries; a latent takes the mean");
     }
   };
   using Inputs = SAB::Inputs;

@@ -6,8 +6,9 @@ void SetTransformer::check(const Options& o) {
   detail::check_set_transformer("set_transformer", o);
   TORCH_CHECK_VALUE(o.num_seeds > 0 && o.num_inducing > 0, "set_transformer: num_seeds and num_inducing must be positive, got ", o.num_seeds, " and ",
                     o.num_inducing);
-  TORCH_CHECK_VALUE(o.encoder_depth > 0 && o.decoder_depth >= 0, "set_transformer: encoder_depth must be positive, and decoder_depth not negative, got ",
-                    o.encoder_depth, " and ", o.decoder_depth);
+  TORCH_CHECK_VALUE(o.encoder_depth > 0 && o.decoder_depth >= 0,
+                    "set_transformer: encoder_depth must be positive, and decoder_depth not negative, got ", o.encoder_depth, " and ",
+                    o.decoder_depth);
 }
 
 SetTransformer::Parameters SetTransformer::shape(const Options& o) {

@@ -5,7 +5,9 @@
 namespace foveate {
 
 struct FOVEATE_API SetTransformer {
-  static constexpr Form form{.card = &set_transformer, .summary = "model from sets to a few outputs", .returns = "[B,K,out_dim] of each seed",
+  static constexpr Form form{.card = &set_transformer,
+                             .summary = "model from sets to a few outputs",
+                             .returns = "[B,K,out_dim] of each seed",
                              .example = R"(model = foveate.nn.SetTransformer(in_dim=2, out_dim=5, dim=32, num_inducing=8)
 x = torch.randn(3, 50, 2)
 assert model(x).shape == (3, 1, 5) and torch.allclose(model(x), model(x.flip(1)), atol=1e-5))"};

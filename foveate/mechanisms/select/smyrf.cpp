@@ -24,8 +24,8 @@ std::pair<Tensor, Tensor> orders(const SmyrfAttention::Options& o, const SmyrfAt
   const Size D = extent(q, 3);
   const Tensor alpha = in.alpha ? in.alpha->detach().to(type) : at::randn_symint({D + 2, o.n_hashes}, q.options());  // [D+2,R]
   const Tensor beta = in.beta ? in.beta->detach().to(type) : at::rand({o.n_hashes}, q.options()) * o.r;              // [R]
-  const Tensor q2 = q.square().sum(-1, true), k2 = k.square().sum(-1, true);                                        // [B,H,N,1], [B,H,M,1]
-  const Tensor m = q2.amax(2, true) + k2.amax(2, true);                                                             // [B,H,1,1]
+  const Tensor q2 = q.square().sum(-1, true), k2 = k.square().sum(-1, true);                                         // [B,H,N,1], [B,H,M,1]
+  const Tensor m = q2.amax(2, true) + k2.amax(2, true);                                                              // [B,H,1,1]
   const Tensor line = alpha.narrow_symint(0, 0, D);
   const Tensor hq = at::matmul(q, line) + (m - q2).clamp_min(0).sqrt() * alpha.select_symint(0, D + 1) + beta;
   const Tensor hk = at::matmul(k, line) + (m - k2).clamp_min(0).sqrt() * alpha.select_symint(0, D) + beta;
@@ -53,9 +53,7 @@ struct Clusters {
   Tensor pick(const Tensor& x) const { return cut(x.unsqueeze(2).expand_symint({-1, -1, extent(order, 2), -1, -1})); }
 
   /// x [B,H,R,N,D] -> [C,B H R,size,D]
-  Tensor cut(const Tensor& x) const {
-    return clusters_first(x.gather(3, full.unsqueeze(-1).expand_symint({-1, -1, -1, -1, extent(x, 4)})));
-  }
+  Tensor cut(const Tensor& x) const { return clusters_first(x.gather(3, full.unsqueeze(-1).expand_symint({-1, -1, -1, -1, extent(x, 4)}))); }
 
   /// Which of the places hold a token that takes part: [C,B H R,1,size]
   optional<Tensor> visible(const optional<Tensor>& mask) const {
@@ -74,9 +72,7 @@ struct Clusters {
 
  private:
   /// Sorted x [B,H,R,C size,D], cut. Clusters come first since torch.export cannot bound other foldings of a number that depends on the length.
-  Tensor clusters_first(const Tensor& x) const {
-    return x.unflatten_symint(3, {places / size, size}).permute({3, 0, 1, 2, 4, 5}).flatten(1, 3);
-  }
+  Tensor clusters_first(const Tensor& x) const { return x.unflatten_symint(3, {places / size, size}).permute({3, 0, 1, 2, 4, 5}).flatten(1, 3); }
 };
 
 }  // namespace
@@ -101,7 +97,8 @@ SmyrfAttention::Outputs SmyrfAttention::forward(const Options& o, const Paramete
                     " keys");
 
   const auto [out, lse] = ops::attention(queries.pick(in.q), keys.pick(in.k), keys.pick(in.v),
-                                         {.mask = keys.visible(in.key_mask), .scale = o.scale.value_or(default_scale(in.q)),
+                                         {.mask = keys.visible(in.key_mask),
+                                          .scale = o.scale.value_or(default_scale(in.q)),
                                           .dropout_keep = in.dropout_keep ? optional(queries.cut(*in.dropout_keep)) : std::nullopt,
                                           .dropout = o.dropout});
   Tensor merged = ops::merge_attention(queries.put_back(out), queries.put_back(lse.unsqueeze(-1)).squeeze(-1)).out;

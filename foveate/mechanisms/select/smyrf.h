@@ -4,13 +4,19 @@
 
 namespace foveate {
 
-inline constexpr Card smyrf{.slug = "smyrf", .title = "SMYRF: asymmetric clustering", .paper = "2010.05315", .year = 2020,
-                            .family = Family::select, .cost = "O(R N log N D)", .causality = Causality::none,
+inline constexpr Card smyrf{.slug = "smyrf",
+                            .title = "SMYRF: asymmetric clustering",
+                            .paper = "2010.05315",
+                            .year = 2020,
+                            .family = Family::select,
+                            .cost = "O(R N log N D)",
+                            .causality = Causality::none,
                             .equation = "out = sum_r softmax_r(lse_r) softmax(scale Q_c K_c^T) V_c, c the cluster of a query in round r"};
 
 /// Drop-in for attention: nothing is learned, so a trained model may use it as it is.
 struct FOVEATE_API SmyrfAttention {
-  static constexpr Form form{.card = &smyrf, .summary = "balanced asymmetric clusters of queries and keys, attention inside them",
+  static constexpr Form form{.card = &smyrf,
+                             .summary = "balanced asymmetric clusters of queries and keys, attention inside them",
                              .example = R"(q, k, v = torch.randn(3, 1, 2, 100, 16)
 out, q_order, k_order = foveate.smyrf_attention(q, k, v, n_hashes=4, q_cluster_size=16, k_cluster_size=16)
 assert out.shape == (1, 2, 100, 16) and q_order.shape == (1, 2, 4, 100))"};
@@ -41,7 +47,8 @@ assert out.shape == (1, 2, 100, 16) and q_order.shape == (1, 2, 4, 100))"};
       f("query_mask", query_mask, "bool [B,N] True where a query counts; the others are sorted to the end and get zeros");
       f("alpha", alpha, "[*,R] the draw of the lines, one column of D+2 a round, default standard normal");
       f("beta", beta, "[R] the draw of the shifts, default uniform in [0, r)");
-      f("dropout_keep", dropout_keep, "bool [B,H,R,N,*] the draw of dropout: for each query the k_cluster_size keys of its cluster, in the order of k_order");
+      f("dropout_keep", dropout_keep,
+        "bool [B,H,R,N,*] the draw of dropout: for each query the k_cluster_size keys of its cluster, in the order of k_order");
     }
   };
   struct Outputs {
