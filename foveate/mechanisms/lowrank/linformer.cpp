@@ -41,6 +41,9 @@ void check_matrix(const Tensor& w, const SlotProjection::Plan& plan, const Size&
   TORCH_CHECK_VALUE(tokens <= plan.length, "linformer: length: the keys are ", tokens, " tokens, more than length = ", plan.length);
 }
 
+/// Zeros for padding: x [B,H,M,D], key_mask [B,M]
+Tensor real(const Tensor& x, const optional<Tensor>& key_mask) { return key_mask ? x * key_mask->to(x.scalar_type()).unsqueeze(1).unsqueeze(-1) : x; }
+
 /// E serves both where there is no F.
 const SlotProjection& second(const SlotProjection& e, const SlotProjection& f) { return f.weight || f.fixed ? f : e; }
 
@@ -134,9 +137,8 @@ LinformerAttention::Parameters LinformerAttention::init(const Options& o) {
 
 Tensor LinformerAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
   const SlotProjection::Plan plan{.kind = o.kind, .sharing = o.sharing, .length = o.length, .rank = o.rank, .heads = plain_extent(in.q, 1)};
-  const auto real = [&](const Tensor& x) { return in.key_mask ? x * in.key_mask->to(x.scalar_type()).unsqueeze(1).unsqueeze(-1) : x; };
-  const Tensor k = p.key_projection(real(in.k), plan);                              // [B,H,K,D]
-  const Tensor v = second(p.key_projection, p.value_projection)(real(in.v), plan);  // [B,H,K,Dv]
+  const Tensor k = p.key_projection(real(in.k, in.key_mask), plan);                              // [B,H,K,D]
+  const Tensor v = second(p.key_projection, p.value_projection)(real(in.v, in.key_mask), plan);  // [B,H,K,Dv]
   return attend_slots(in.q, k, v, over_slots(o), in.key_mask, in.query_mask);
 }
 
@@ -197,10 +199,9 @@ Tensor LinformerMultiheadAttention::attend(const Options& o, const Parameters& p
 
   Tensor k, v;  // [B,H or 1,K,D]
   if (o.project == LinformerOrder::heads) {
-    const auto real = [&](const Tensor& x) { return in.key_mask ? x * in.key_mask->to(x.scalar_type()).unsqueeze(1).unsqueeze(-1) : x; };
-    const Tensor keys = real(split_heads(p.key(context), kv_heads));
+    const Tensor keys = real(split_heads(p.key(context), kv_heads), in.key_mask);
     k = e(keys, plan);
-    v = value_slots(p.value ? real(split_heads(value(context), kv_heads)) : keys, plan);
+    v = value_slots(p.value ? real(split_heads(value(context), kv_heads), in.key_mask) : keys, plan);
   } else {  // cheaper: the feature projections see K rows instead of M
     const auto features = [&](const layers::Linear& linear, const Tensor& slots) -> Tensor {  // slots [B,H or 1,K,E]
       if (plain_extent(slots, 1) == 1) return split_heads(linear(slots.squeeze(1)), kv_heads);
@@ -208,10 +209,10 @@ Tensor LinformerMultiheadAttention::attend(const Options& o, const Parameters& p
       const Tensor projected = at::matmul(slots, w);
       return linear.bias ? projected + linear.bias->view({kv_heads, 1, -1}) : projected;
     };
-    const Tensor real = (in.key_mask ? context * in.key_mask->to(context.scalar_type()).unsqueeze(-1) : context).unsqueeze(1);
-    const Tensor slots = e(real, plan);
+    const Tensor tokens = real(context.unsqueeze(1), in.key_mask);
+    const Tensor slots = e(tokens, plan);
     k = features(p.key, slots);
-    v = features(value, &value_slots == &e ? slots : value_slots(real, plan));
+    v = features(value, &value_slots == &e ? slots : value_slots(tokens, plan));
   }
   return finish(attend_slots(q, k, v, over_slots(o), in.key_mask, in.query_mask));
 }

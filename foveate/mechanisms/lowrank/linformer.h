@@ -56,14 +56,14 @@ namespace detail {
 void linformer_fields(auto&& f, auto& o) {
   f("length", o.length, "longest sequence of keys; a shorter one uses the first columns of the projections (pooling takes any length)");
   f("rank", o.rank, "slots K (lucidrains: 256; the authors take a fraction of the length)");
-  f("kind", o.kind, "how tokens become slots: a learned matrix; the same, not trained; a convolution, or pooling, over blocks of length/rank tokens");
+  f("kind", o.kind, "how tokens become slots: a learned matrix; the same, not trained; convolution or pooling of blocks of length/rank tokens");
   f("sharing", o.sharing, "none: E and F for each head; headwise: E and F; kv: E = F; layerwise: as kv, and one for all layers of a stack");
   f("slot_bias", o.slot_bias, "whether slots have biases (tatp22; neither the paper nor the authors' code has them)");
   f("initialisation", o.initialisation,
     "of E and F: xavier_uniform with gain 1/sqrt(2) (authors' code), xavier_normal (tatp22), uniform within 1/sqrt(K) (lucidrains), normal of "
     "deviation 1/K (tatp22, kind fixed); conv: as torch");
   f("slot_causal", o.slot_causal,
-    "hides slot s from query i < s: for compatibility with tatp22's causal=True, which is NOT causal: slots mix all tokens");
+    "hides slot s from query i < s: for compatibility with tatp22's causal=True, which is NOT causal, since slots mix all tokens");
   f("scale", o.scale, "multiplies q.k, default 1/sqrt(D)");
 }
 

@@ -21,11 +21,11 @@ struct FOVEATE_API LinformerBlock {
 };
 
 struct FOVEATE_API LinformerEncoder {
-  static constexpr Form form{
-      .card = &linformer,
-      .summary = "stack of Linformer blocks",
-      .returns = "[B,N,E] encoded sequence",
-      .example = R"(encoder = foveate.nn.LinformerEncoder(embed_dim=32, num_heads=4, depth=2, length=128, rank=16, sharing="layerwise")
+  static constexpr Form form{.card = &linformer,
+                             .summary = "stack of Linformer blocks",
+                             .returns = "[B,N,E] encoded sequence",
+                             .example = R"(options = {"embed_dim": 32, "num_heads": 4, "length": 128, "rank": 16}
+encoder = foveate.nn.LinformerEncoder(depth=2, sharing="layerwise", **options)
 assert encoder(torch.randn(2, 100, 32)).shape == (2, 100, 32)
 assert encoder.key_projection.weight.shape == (16, 128)   # one for all layers)"};
   struct Options {

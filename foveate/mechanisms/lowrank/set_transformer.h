@@ -246,8 +246,7 @@ assert out.shape == (2, 100, 32) and latents.shape == (2, 6, 32))"};
       f("head_dim", head_dim, "width of a head (isab-pytorch: 64)");
       f("num_latents", num_latents, "latents m");
       f("latent_self_attend", latent_self_attend, "the latents read the latents too, before the set");
-      f("inverted_attention", inverted_attention,
-        "each element shares itself out among the latents: softmax over queries, then the mean over elements");
+      f("inverted_attention", inverted_attention, "each element shares itself out among the latents, softmax over queries; a latent takes the mean");
     }
   };
   using Inputs = SAB::Inputs;
