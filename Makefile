@@ -30,7 +30,7 @@ test: cpp-test py-test ## every test: C++ and Python
 
 cpp-test: $(VENV)/.installed $(VENV)/.packages-test
 	@$(BIN)/cmake -S . -B $(BUILD) -DFOVEATE_BUILD_TESTS=ON > build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
-	$(BIN)/cmake --build $(BUILD)
+	$(BIN)/cmake --build $(BUILD) --target foveate_cpp_tests
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 py-test: $(VENV)/.installed
@@ -41,7 +41,7 @@ compare: $(VENV)/.installed ## compare every mechanism on a text and a photo; wr
 
 bench: $(VENV)/.installed $(VENV)/.packages-bench ## the primitives against what torch offers
 	@$(BIN)/cmake -S . -B $(BUILD) -DFOVEATE_BUILD_BENCHMARKS=ON > build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
-	$(BIN)/cmake --build $(BUILD)
+	$(BIN)/cmake --build $(BUILD) --target foveate_bench
 	$(BUILD)/foveate_bench $(ARGS)
 
 lint: $(VENV)/.installed ## formatting, clang-tidy, ruff, mypy

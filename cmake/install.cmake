@@ -6,7 +6,7 @@ if(SKBUILD)
   # In site-packages torch is a neighbour. A wheel holds no links, so the library is one file without versioned names.
   set_target_properties(foveate PROPERTIES INSTALL_RPATH "$ORIGIN/../../torch/lib")
 else()
-  set_target_properties(foveate PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON VERSION ${PROJECT_VERSION}
+  set_target_properties(foveate PROPERTIES INSTALL_RPATH ${TORCH_INSTALL_PREFIX}/lib VERSION ${PROJECT_VERSION}
                                            SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 endif()
 

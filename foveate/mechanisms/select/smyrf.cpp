@@ -60,7 +60,7 @@ struct Clusters {
     if (!mask && is_whole()) return std::nullopt;
     Tensor taken = (place < length).expand_as(full);
     if (mask) taken = taken & mask->unsqueeze(1).unsqueeze(1).expand_symint(order.sym_sizes()).gather(3, full);
-    return clusters_first(taken.unsqueeze(-1)).transpose(2, 3);
+    return clusters_first(taken).unsqueeze(2);
   }
 
   /// x [C,B H R,size,D] -> [R,B,H,N,D], each row back where its token stands
@@ -71,8 +71,8 @@ struct Clusters {
   }
 
  private:
-  /// Sorted x [B,H,R,C size,D], cut. Clusters come first since torch.export cannot bound other foldings of a number that depends on the length.
-  Tensor clusters_first(const Tensor& x) const { return x.unflatten_symint(3, {places / size, size}).permute({3, 0, 1, 2, 4, 5}).flatten(1, 3); }
+  /// Sorted x [B,H,R,C size,...], cut. Clusters come first since torch.export cannot bound other foldings of a number that depends on the length.
+  Tensor clusters_first(const Tensor& x) const { return x.unflatten_symint(3, {places / size, size}).movedim(3, 0).flatten(1, 3); }
 };
 
 }  // namespace
