@@ -1,4 +1,5 @@
 // The primitives that have no mechanism of their own, and patterns, as public operators.
+#include <foveate/lowering.h>
 #include <foveate/merge_attention.h>
 #include <foveate/rules.h>
 #include <foveate/sparse_attention.h>
@@ -26,6 +27,17 @@ Tensor pattern_to_dense(std::string_view pattern, at::TensorList tables, Size n,
   return count == 1 ? seen.squeeze(0) : seen;
 }
 
+/// The table of blocks of n queries by m keys, as compressed rows: where each row starts, its key blocks, which of them are full.
+std::tuple<Tensor, Tensor, Tensor> pattern_lower(std::string_view pattern, at::TensorList tables, int64_t n, int64_t m, int64_t block,
+                                                 optional<int64_t> heads) {
+  TORCH_CHECK_VALUE(n >= 0 && m >= 0 && block > 0, "pattern_lower: n and m must not be negative, block be positive, got ", n, ", ", m, " and ", block);
+  const patterns::Pattern whole{std::string(pattern), tables.vec()};
+  const int64_t count = patterns::check_heads(*patterns::parse(whole.expression), tables, heads);
+  const auto table = patterns::lower(whole, count, n, m, m - n, block);
+  return {at::tensor(table->start, at::kLong), at::tensor(c10::ArrayRef(table->key_block), at::kLong),
+          at::tensor(c10::ArrayRef(table->full), at::kByte).to(at::kBool)};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(foveate, m) {
@@ -41,6 +53,8 @@ TORCH_LIBRARY_FRAGMENT(foveate, m) {
     m.impl("sparse_attention", torch::dispatch(key, &public_sparse_attention));
     m.impl("pattern_to_dense", torch::dispatch(key, &pattern_to_dense));
   }
+  m.def("pattern_lower(str pattern, Tensor[] tables, int n, int m, int block, int? heads=None) -> (Tensor start, Tensor key_block, Tensor full)",
+        &pattern_lower);
   m.def("pattern_check(str pattern) -> ()", [](std::string_view pattern) { patterns::parse(std::string(pattern)); });
 }
 

@@ -1,6 +1,9 @@
 #include <foveate/lowering.h>
 #include <foveate/rules.h>
 
+#include <ATen/functorch/BatchedTensorImpl.h>
+#include <ATen/functorch/TensorWrapper.h>
+
 #include <list>
 #include <mutex>
 #include <tuple>
@@ -26,9 +29,19 @@ void append_row(BlockTable& table, const Seen& seen, int64_t keys) {
   table.start.push_back(static_cast<int64_t>(table.key_block.size()));
 }
 
+/// The numbers of a table, from inside the wrappers of function transforms.
+Tensor unwrapped(Tensor table) {
+  while (const auto* wrapper = at::functorch::maybeGetTensorWrapper(table)) table = wrapper->value();
+  TORCH_CHECK_VALUE(!at::functorch::isBatchedTensor(table), "pattern: vmap over the tables of a pattern is not possible");
+  return table.to(at::kCPU);
+}
+
 BlockTable lowered(const Rule& rule, Tables tables, int64_t heads, int64_t N, int64_t M, int64_t offset, int64_t block) {
+  // Below function transforms, which would wrap every tensor made here.
+  const c10::impl::ExcludeDispatchKeyGuard below(
+      c10::DispatchKeySet({c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchDynamicLayerBackMode}));
   std::vector<Tensor> here;
-  for (const auto& t : tables) here.push_back(t.to(at::kCPU));
+  for (const auto& t : tables) here.push_back(unwrapped(t));
   BlockTable table{.heads = check_heads(rule, here, heads), .block = block, .query_blocks = (N + block - 1) / block,
                    .key_blocks = (M + block - 1) / block, .start = {0}, .key_block = {}, .full = {}};
   const Seer see = rule.lower(here);

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.contract import Case, call
 
-QKV = {"B": 2, "H": 4, "Hk": 2, "N": 40, "M": 40, "D": 4, "Dv": 3}
-SMALL = {"B": 1, "H": 2, "Hk": 2, "N": 5, "M": 5, "D": 2, "Dv": 2}
+QKV = {"B": 2, "H": 4, "Hk": 2, "N": 40, "D": 4, "Dv": 3}
+SMALL = {"B": 1, "H": 2, "Hk": 2, "N": 5, "D": 2, "Dv": 2}
 SEQUENCE = {"B": 2, "N": 13, "E": 8}
 SELF = {"B": 2, "H": 2, "N": 38, "D": 4, "Dv": 3}
 TINY = {"B": 1, "H": 2, "N": 5, "D": 2, "Dv": 2}
@@ -33,10 +33,13 @@ def _draw(block: int, count: int) -> Any:
 
 CASES = [
     Case("sparse_transformer_attention", QKV, {"stride": 6}, causal=True, gradcheck=SMALL),
+    Case("sparse_transformer_attention", QKV, {"stride": 7}, name="masked", given=("key_mask",), make={"key_mask": _mask("B", "N")}, mask="key_mask",
+         gradcheck=SMALL),
+    Case("sparse_transformer_attention", QKV, {"stride": 5, "combine": "interleaved", "layer": 1}, name="second layer", causal=True, gradcheck=SMALL),
     Case("sparse_transformer_attention", QKV, {"stride": 6, "combine": "per_head"}, name="by head", causal=True, gradcheck=SMALL),
-    Case("sparse_transformer_attention", {**QKV, "M": 47}, {"pattern": "fixed", "stride": 8, "summary": 2, "summary_groups": 2}, name="cross", length=("N",),
-         given=("key_mask",), make={"key_mask": _mask("B", "M")}, mask="key_mask", gradcheck=SMALL),
-    Case("sparse_transformer_attention", QKV, {"pattern": "fixed", "stride": 8, "summary": 3, "combine": "interleaved"}, causal=True, gradcheck=SMALL),
+    Case("sparse_transformer_attention", QKV, {"pattern": "fixed", "stride": 8, "columns": 2, "column_groups": 2}, name="groups",
+         given=("key_mask",), make={"key_mask": _mask("B", "N")}, mask="key_mask", gradcheck=SMALL),
+    Case("sparse_transformer_attention", QKV, {"pattern": "fixed", "stride": 8, "columns": 3, "combine": "interleaved"}, causal=True, gradcheck=SMALL),
     Case("sparse_transformer_attention", QKV, {"pattern": "local", "stride": 5}, causal=True, gradcheck=SMALL),
     Case("sparse_transformer_attention", QKV, {"pattern": "all"}, causal=True, gradcheck=SMALL),
     Case("sparse_transformer_block", SEQUENCE, {"embed_dim": 8, "num_heads": 2, "stride": 4}, causal=True, gradcheck={"B": 1, "N": 4}),
@@ -61,7 +64,11 @@ CASES = [
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """`combine`: the paper's sets; `config`: a layout of DeepSpeed; neither: a mode of the authors' code."""
     if "num_layers" in options:
-        return {"output.out": call("sparse_transformer_stack", {"x": t["input.x"]}, _parameters(t), **_sets(options), **_model(options, t["input.x"].shape[-1]))}
+        return {
+            "output.out": call(
+                "sparse_transformer_stack", {"x": t["input.x"]}, _parameters(t), **_sets(options), **_model(options, t["input.x"].shape[-1])
+            )
+        }
     if "input.q" not in t:
         return {f"output.{name}.layout": _layout(case, t.get(f"input.{name}.random_blocks")) for name, case in options.items()}
     qkv = {name: t[f"input.{name}"] for name in "qkv"}
@@ -82,13 +89,13 @@ def _sets(options: dict[str, Any]) -> dict[str, Any]:
     """The sets: of the paper where `combine` is given, of the authors' code else."""
     kept = {name: options[name] for name in ("stride", "combine", "layer", "scale") if name in options}
     if "combine" in options:
-        return {"pattern": options["pattern"], "summary": options.get("c", 1), "summary_groups": options.get("num_verts", 1), **kept}
+        return {"pattern": options["pattern"], "columns": options.get("c", 1), "column_groups": options.get("num_verts", 1), **kept}
     mode = options["pattern"]
     if mode == "strided":
         return {"pattern": "strided", "combine": "interleaved", "layer": 1, **kept}
     if mode == "fixed":
         summary, groups = options["block"] * options.get("vertsize", 1), options.get("num_verts", 4)
-        return {"pattern": "fixed", "combine": "merged", "summary": summary, "summary_groups": groups, **kept}
+        return {"pattern": "fixed", "combine": "merged", "columns": summary, "column_groups": groups, **kept}
     return {"pattern": mode, **kept}
 
 

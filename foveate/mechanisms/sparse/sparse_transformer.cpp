@@ -1,4 +1,5 @@
 #include <foveate/init.h>
+#include <foveate/merge_attention.h>
 #include <foveate/sparse_attention.h>
 #include <foveate/sparse_transformer.h>
 
@@ -26,7 +27,7 @@ template <class Options> Pattern sets(const Options& o) {
   if (o.pattern == SparseSets::local) return sliding_window(o.stride - 1, 0);
   const bool by_head = o.combine == SparseCombine::per_head, is_strided = o.pattern == SparseSets::strided;
   const Pattern a1 = is_strided ? sliding_window(o.stride, 0) : block_diagonal(o.stride) & causal();
-  const Pattern a2 = (is_strided ? strided(o.stride) : summary_cells(o.stride, o.summary, o.summary_groups, by_head ? 1 : 0, by_head ? 2 : 1)) & causal();
+  const Pattern a2 = (is_strided ? strided(o.stride) : summary_cells(o.stride, o.columns, o.column_groups, by_head ? 1 : 0, by_head ? 2 : 1)) & causal();
   switch (o.combine) {
     case SparseCombine::merged: return a1 | a2;
     case SparseCombine::per_head: return (heads(0, 2) & a1) | (heads(1, 2) & a2);
@@ -37,10 +38,64 @@ template <class Options> Pattern sets(const Options& o) {
 
 template <class Options> void check_sets(const char* form, const Options& o) {
   TORCH_CHECK_VALUE(o.stride > 0, form, ": stride must be positive, got ", o.stride);
-  TORCH_CHECK_VALUE(o.summary > 0 && o.summary_groups > 0, form, ": summary and summary_groups must be positive, got ", o.summary, " and ",
-                    o.summary_groups);
-  TORCH_CHECK_VALUE(o.pattern != SparseSets::fixed || o.summary * o.summary_groups <= o.stride, form,
-                    ": summary * summary_groups must not exceed stride, got ", o.summary, " * ", o.summary_groups, " and ", o.stride);
+  TORCH_CHECK_VALUE(o.columns > 0 && o.column_groups > 0, form, ": columns and column_groups must be positive, got ", o.columns, " and ",
+                    o.column_groups);
+  TORCH_CHECK_VALUE(o.pattern != SparseSets::fixed || o.columns * o.column_groups <= o.stride, form,
+                    ": columns * column_groups must not exceed stride, got ", o.columns, " * ", o.column_groups, " and ", o.stride);
+}
+
+/// A2 of the strided pattern gathers nothing: positions of one residue mod l, laid side by side, are a sequence of n ~ N/l that attends
+/// densely to its past.
+struct Residues {
+  int64_t stride;
+  Size B, N, n;
+  Residues(const Tensor& q, int64_t l) : stride(l), B(extent(q, 0)), N(extent(q, 2)), n(N / l + 2) {}  // never 1, which export would fix
+
+  Tensor split(const Tensor& x) const {  // [B,H,N,X] -> [l*B,H,n,X]
+    return at::constant_pad_nd_symint(x, {0, 0, 0, n * stride - N}).unflatten_symint(2, {n, stride}).permute({3, 0, 1, 2, 4}).flatten(0, 1);
+  }
+  Tensor join(const Tensor& x) const {  // [l*B,H,n,X] -> [B,H,N,X]
+    return x.unflatten_symint(0, {stride, B}).permute({1, 2, 3, 0, 4}).flatten(2, 3).slice_symint(2, 0, N);
+  }
+};
+
+/// Attention to i, i - l, i - 2l, ..., or only to what a window of l + 1 positions leaves of these.
+ops::Attended attend_strided(const Tensor& q, const Tensor& k, const Tensor& v, int64_t stride, bool beyond_window, const optional<Tensor>& key_mask,
+                             optional<double> scale) {
+  const Residues residues(q, stride);
+  optional<Tensor> kept;  // [l*B,n]
+  if (key_mask) kept = residues.split(key_mask->unsqueeze(1).unsqueeze(3)).squeeze(3).squeeze(1);
+  const auto [out, lse] = ops::attention(residues.split(q), residues.split(k), residues.split(v),
+                                         {.key_mask = kept, .causal = true, .scale = scale, .offset = Size(beyond_window ? -2 : 0)});
+  return {.out = residues.join(out), .lse = residues.join(lse.unsqueeze(3)).squeeze(3)};
+}
+
+/// [B,Hk,N,X] -> [B,H,N,X]
+Tensor for_every_head(const Tensor& k, const Tensor& q) {
+  const Size group = extent(q, 1) / extent(k, 1);
+  return k.unsqueeze(2).expand_symint({-1, -1, group, -1, -1}).flatten(1, 2);
+}
+
+/// Attention of all positions at once: what sparse_attention computes for sets(o), with the strided sets by residues.
+template <class Options>
+Tensor attend(const Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask, optional<double> scale) {
+  const auto window = [&](const Tensor& q, const Tensor& k, const Tensor& v) {
+    return ops::sparse_attention(q, k, v, patterns::sliding_window(o.stride, 0), {.key_mask = key_mask, .scale = scale});
+  };
+  const bool only_first = o.combine == SparseCombine::interleaved && o.layer % 2 == 0;
+  if (o.pattern != SparseSets::strided || only_first) return ops::sparse_attention(q, k, v, sets(o), {.key_mask = key_mask, .scale = scale}).out;
+  if (o.combine == SparseCombine::interleaved) return attend_strided(q, k, v, o.stride, false, key_mask, scale).out;
+  if (o.combine == SparseCombine::merged) {
+    const std::array parts{window(q, k, v), attend_strided(q, k, v, o.stride, true, key_mask, scale)};
+    return ops::merge_attention(parts).out;
+  }
+  const Tensor all_k = for_every_head(k, q), all_v = for_every_head(v, q);
+  const auto every_other = [](const Tensor& x, int64_t first) { return x.slice(1, first, std::nullopt, 2); };
+  const Tensor even = window(every_other(q, 0), every_other(all_k, 0), every_other(all_v, 0)).out;
+  const Tensor odd = attend_strided(every_other(q, 1), every_other(all_k, 1), every_other(all_v, 1), o.stride, false, key_mask, scale).out;
+  const Tensor head = at::arange(extent(q, 1), q.options().dtype(at::kLong));
+  const Tensor place = head.floor_divide(2) + head.remainder(2) * extent(even, 1).guard_int(__FILE__, __LINE__);
+  return at::cat({even, odd}, 1).index_select(1, place);
 }
 
 /// Attention of new tokens to those of the state and themselves.
@@ -66,7 +121,7 @@ void SparseTransformerAttention::check(const Options& o) {
 }
 
 Tensor SparseTransformerAttention::forward(const Options& o, const Parameters&, const Inputs& in) {
-  return ops::sparse_attention(in.q, in.k, in.v, sets(o), {.key_mask = in.key_mask, .scale = o.scale}).out;
+  return attend(o, in.q, in.k, in.v, in.key_mask, o.scale);
 }
 
 std::pair<Tensor, SparseTransformerAttention::State> SparseTransformerAttention::step(const Options& o, const Parameters&, const Inputs& in,
@@ -102,7 +157,7 @@ SparseTransformerBlock::Parameters SparseTransformerBlock::init(const Options& o
 Tensor SparseTransformerBlock::forward(const Options& o, const Parameters& p, const Inputs& in) {
   const Tensor normed = p.norm_a(in.x, o.layer_norm_eps);
   const auto [q, k, v] = p.attention.project(normed, normed, o.num_heads);
-  const Tensor h = in.x + p.attention.join(ops::sparse_attention(q, k, v, sets(o), {.key_mask = in.key_mask}).out);  // h + a
+  const Tensor h = in.x + p.attention.join(attend(o, q, k, v, in.key_mask, {}));  // h + a
   return h + p.feed_forward(p.norm_b(h, o.layer_norm_eps), layers::Activation::quick_gelu);
 }
 
@@ -168,10 +223,11 @@ bool one_way(const Options& o) {
   return o.attention == BlockDirection::unidirectional;
 }
 
-/// The layout of T blocks, I [T,1] of queries by J [1,T] of keys; head [Hl,1,1]: bool, broadcastable to [Hl,T,T].
+/// The layout of blocks I [T,1,1] of queries by J [T] of keys, head [Hl,1]: bool, broadcastable to [T,Hl,T]. (Heads stand between:
+/// the strides of [Hl,T,T], T T beside T, would tie an exported graph to one length.)
 struct Blocks {
   const Options& o;
-  Tensor head, I, J;
+  Tensor head, I, J, last;  // last [1]: the last block
 
   Tensor between(const Tensor& x, const Tensor& first, const Tensor& end) const { return (x >= first) & (x < end); }
 
@@ -182,7 +238,7 @@ struct Blocks {
     Tensor on = I.floor_divide(width) == J.floor_divide(width);
     if (one_way(o)) on = on & (J <= I);
     const Tensor place = width - (1 + head.remainder(o.num_different_global_patterns)) * globals;  // in a window
-    const Tensor last = J.slice(1, -1), short_window = last - last.remainder(width);               // [1,1]
+    const Tensor short_window = last - last.remainder(width);
     const Tensor is_short = last + 1 < short_window + width;
     const Tensor wanted = at::minimum(short_window + place, last + 1 - globals), end = wanted + globals;
     const Tensor start = at::where(wanted < 0, (wanted + last + 1).clamp_min(0), wanted);  // before 0, it counts from the end
@@ -217,7 +273,7 @@ struct Blocks {
       if (o.horizontal_global_attention) on = on | ((I >= first) & (I < end));
     }
     if (!random_blocks) return on;
-    return on | at::zeros_symint({extent(head, 0), extent(I, 0), extent(J, 1)}, on.options()).scatter(2, random_blocks->to(at::kLong), true);
+    return on | at::zeros_symint({extent(I, 0), extent(head, 0), extent(J, 0)}, on.options()).scatter(2, random_blocks->to(at::kLong).transpose(0, 1), true);
   }
 
   Tensor layout(const optional<Tensor>& random_blocks) const {
@@ -267,16 +323,19 @@ BlockSparseAttention::Outputs BlockSparseAttention::forward(const Options& o, co
   const auto whole = in.q.options().dtype(at::kLong);
   const Size heads = extent(in.q, 1), count = (extent(in.q, 2) + (o.block - 1)) / o.block;
   const int64_t layouts = o.different_layout_per_head ? heads.guard_int(__FILE__, __LINE__) : 1;
-  const Tensor block = at::arange(count, whole);
   optional<Tensor> random_blocks = in.random_blocks;
   if (o.config == BlockLayout::variable && o.num_random_blocks > 0 && !random_blocks) {
     random_blocks = patterns::draw_blocks(layouts, count, count, o.num_random_blocks, {}, in.q.options().dtype(at::kFloat));
   }
   TORCH_CHECK_VALUE(!in.random_blocks || (o.config == BlockLayout::variable && extent(*random_blocks, 0) == layouts && extent(*random_blocks, 1) == count),
                     "block_sparse_attention: random_blocks must be [", layouts, ", ", count, ", r] and config variable, got ", in.random_blocks->sym_sizes());
-  const Blocks blocks{.o = o, .head = at::arange(layouts, whole).view({-1, 1, 1}), .I = block.unsqueeze(1), .J = block.unsqueeze(0)};
-  Tensor layout = blocks.layout(random_blocks).expand_symint({layouts, count, count});
-  if (o.causal) layout = layout & (blocks.J <= blocks.I);
+  // One block more than there are, since an exported graph would refuse a size that may be 1.
+  const Tensor block = at::arange(count + 1, whole);
+  const Blocks blocks{.o = o, .head = at::arange(layouts, whole).unsqueeze(1), .I = block.view_symint({count + 1, 1, 1}), .J = block, .last = (block - 1).clamp_min(0).slice(0, -1)};
+  Tensor wide = blocks.layout(random_blocks);
+  if (o.causal) wide = wide & (blocks.J <= blocks.I);
+  wide = wide.expand_symint({count + 1, layouts, count + 1}).transpose(0, 1);
+  const Tensor layout = wide.slice_symint(1, 0, count).slice_symint(2, 0, count);  // [Hl,T,T]
 
   // Scores are scale q.k + rpe + key padding + mask; a mask that multiplies hides where it is 0.
   optional<Tensor> mask = in.mask, key_mask = in.key_mask, bias = in.rpe;
@@ -288,7 +347,7 @@ BlockSparseAttention::Outputs BlockSparseAttention::forward(const Options& o, co
     if (o.attn_mask_mode == MaskMode::mul) mask = both(mask, *in.attn_mask != 0);
     else bias = sum(bias, in.attn_mask);
   }
-  Pattern pattern = patterns::from_blocks(layout, o.block);
+  Pattern pattern = patterns::from_blocks(wide, o.block);
   if (o.causal) pattern = pattern & patterns::causal();
   Tensor out = ops::sparse_attention(in.q, in.k, in.v, pattern, {.mask = mask, .key_mask = key_mask, .bias = bias, .scale = o.scale}).out;
   return {.out = std::move(out), .layout = layout.expand_symint({heads, count, count})};
