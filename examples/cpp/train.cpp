@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t length = 17, keys = 16, values = 4, width = 32;
 
 struct Recall : torch::nn::Module {
-  torch::nn::Embedding token = register_module("token", torch::nn::Embedding(keys*(values + 1), width));
+  torch::nn::Embedding token = register_module("token", torch::nn::Embedding((values + 1) * keys, width));
   torch::nn::LayerNorm norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({width})));
   foveate::Module<foveate::MultiheadAttention> exact =
       register_module("exact", foveate::Module<foveate::MultiheadAttention>({.embed_dim = width, .num_heads = 2}));
@@ -35,7 +35,7 @@ struct Batch {
 };
 
 Batch draw(int64_t size) {
-  const auto order = torch::rand({size, keys}).argsort(1);
+  const auto order = torch::rand({size, keys}).argsort(int64_t{1});
   const auto beside = torch::randint(values, {size, keys});
   const auto asked = torch::randint(keys, {size, 1});
   const auto pairs = order * (values + 1) + beside + 1;
@@ -49,13 +49,13 @@ int main() {
   torch::manual_seed(0);
   Recall model;
   torch::optim::Adam optimizer(model.parameters(), torch::optim::AdamOptions(3e-3));
-  for (int step = 0; step <= 600; ++step) {
+  for (int step = 0; step <= 300; ++step) {
     const auto [tokens, answer] = draw(128);
     const auto loss = torch::nn::functional::cross_entropy(model.forward(tokens), answer);
     optimizer.zero_grad();
     loss.backward();
     optimizer.step();
-    if (step % 100 == 0) std::printf("step %3d  loss %.3f\n", step, loss.item<double>());
+    if (step % 50 == 0) std::printf("step %3d  loss %.3f\n", step, loss.item<double>());
   }
 
   const torch::NoGradGuard no_grad;

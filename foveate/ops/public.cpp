@@ -1,5 +1,6 @@
 // The primitives that have no mechanism of their own, and patterns, as public operators.
 #include <foveate/linear_attention.h>
+#include <foveate/lowering.h>
 #include <foveate/merge_attention.h>
 #include <foveate/rules.h>
 #include <foveate/sparse_attention.h>
@@ -26,6 +27,18 @@ Tensor pattern_to_dense(std::string_view pattern, at::TensorList tables, Size n,
   const Tensor h = at::arange(count, whole).view({-1, 1, 1}), i = (at::arange(n, whole) + (m - n)).unsqueeze(1), j = at::arange(m, whole);
   const Tensor seen = rule->test({.h = h, .i = i, .j = j.unsqueeze(0)}, tables).expand_symint({count, n, m}).contiguous();
   return count == 1 ? seen.squeeze(0) : seen;
+}
+
+/// The table of blocks of n queries by m keys, as compressed rows: where each row starts, its key blocks, which of them are full.
+std::tuple<Tensor, Tensor, Tensor> pattern_lower(std::string_view pattern, at::TensorList tables, int64_t n, int64_t m, int64_t block,
+                                                 optional<int64_t> heads) {
+  TORCH_CHECK_VALUE(n >= 0 && m >= 0 && block > 0, "pattern_lower: n and m must not be negative, block be positive, got ", n, ", ", m, " and ",
+                    block);
+  const patterns::Pattern whole{std::string(pattern), tables.vec()};
+  const int64_t count = patterns::check_heads(*patterns::parse(whole.expression), tables, heads);
+  const auto table = patterns::lower(whole, count, n, m, m - n, block);
+  return {at::tensor(table->start, at::kLong), at::tensor(c10::ArrayRef(table->key_block), at::kLong),
+          at::tensor(c10::ArrayRef(table->full), at::kByte).to(at::kBool)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> public_linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
@@ -66,6 +79,8 @@ TORCH_LIBRARY_FRAGMENT(foveate, m) {
     m.impl("linear_attention", torch::dispatch(key, &public_linear_attention));
     m.impl("pattern_to_dense", torch::dispatch(key, &pattern_to_dense));
   }
+  m.def("pattern_lower(str pattern, Tensor[] tables, int n, int m, int block, int? heads=None) -> (Tensor start, Tensor key_block, Tensor full)",
+        &pattern_lower);
   m.def("pattern_check(str pattern) -> ()", [](std::string_view pattern) { patterns::parse(std::string(pattern)); });
 }
 

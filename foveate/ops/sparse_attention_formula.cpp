@@ -40,6 +40,12 @@ Tensor in_blocks(const Tensor& x, int64_t blocks, int64_t block) {
   return at::constant_pad_nd(x, {0, 0, 0, blocks * block - x.size(2)}).unflatten(2, {blocks, block});
 }
 
+/// Numbers as a tensor. (The factories of ATen would wrap it under function transforms; what holds numbers must be a plain tensor first.)
+Tensor tensor_of(c10::ArrayRef<int64_t> numbers, at::IntArrayRef shape, at::Device device) {
+  const Tensor here = at::from_blob(const_cast<int64_t*>(numbers.data()), shape, at::kLong);  // NOLINT: read only
+  return device.is_cpu() ? here.clone() : here.to(device);
+}
+
 struct Problem {
   int64_t B, H, Hk, N, M, D, Dv;
   int64_t offset;
@@ -69,23 +75,21 @@ struct Piece {
 
 Piece piece(const Problem& p, c10::ArrayRef<int64_t> rows, int64_t room) {
   const auto& table = *p.blocks;
-  Tensor block = at::full({static_cast<int64_t>(rows.size()), room}, table.key_blocks, at::kLong);
-  auto places = block.accessor<int64_t, 2>();
+  std::vector<int64_t> places(rows.size() * static_cast<std::size_t>(room), table.key_blocks);
   bool partial = false;
   for (std::size_t r = 0; r < rows.size(); ++r) {
     const auto start = static_cast<std::size_t>(table.start[static_cast<std::size_t>(rows[r])]);
-    for (int64_t c = 0; c < table.count(rows[r]); ++c) {
-      const std::size_t entry = start + static_cast<std::size_t>(c);
-      places[static_cast<int64_t>(r)][c] = table.key_block[entry];
-      partial = partial || table.full[entry] == 0;
+    for (std::size_t c = 0; c < static_cast<std::size_t>(table.count(rows[r])); ++c) {
+      places[r * static_cast<std::size_t>(room) + c] = table.key_block[start + c];
+      partial = partial || table.full[start + c] == 0;
     }
   }
-  const auto device = p.q.device();
-  const Tensor unit = at::tensor(rows, at::kLong).to(device), key_block = block.to(device);
+  const auto count = static_cast<int64_t>(rows.size());
+  const Tensor unit = tensor_of(rows, {count}, p.q.device()), key_block = tensor_of(places, {count, room}, p.q.device());
   const Tensor within = at::arange(table.block, unit.options());
   return {.unit = unit,
-          .head = unit.floor_divide(std::max<int64_t>(table.query_blocks, 1)),
-          .i = (unit.remainder(std::max<int64_t>(table.query_blocks, 1)) * table.block).unsqueeze(1) + within,
+          .head = unit.floor_divide(table.query_blocks),
+          .i = (unit.remainder(table.query_blocks) * table.block).unsqueeze(1) + within,
           .key_block = key_block,
           .j = (key_block.unsqueeze(2) * table.block + within).flatten(1),
           .partial = partial};
@@ -166,7 +170,7 @@ std::pair<Tensor, Tensor> by_blocks(const Problem& p) {
       lses.push_back(std::move(lse));
     }
   }
-  const Tensor order = at::tensor(place, at::kLong).to(p.q.device());
+  const Tensor order = tensor_of(place, {static_cast<int64_t>(place.size())}, p.q.device());
   return {out_of_units(p, at::cat(outs, 2).index_select(2, order)),
           out_of_units(p, at::cat(lses, 2).index_select(2, order).unsqueeze(-1)).squeeze(-1)};
 }
@@ -200,7 +204,9 @@ std::tuple<Tensor, Tensor> sparse_attention_formula(const Tensor& q, const Tenso
             .rule = patterns::parse(std::string(pattern))};
   for (const auto& t : tables) p.tables.push_back(t.to(q.device()));
   constexpr int64_t tiny = 256;  // scores
-  const bool whole = N * M <= tiny || p.H == 0;
+  // Inside a function transform a table may be wrapped: its numbers cannot be read, only computed with.
+  const bool wrapped = std::any_of(tables.begin(), tables.end(), [](const Tensor& t) { return !t.has_storage(); });
+  const bool whole = wrapped || N * M <= tiny || p.H == 0;
   if (!whole) p.blocks = patterns::lower({std::string(pattern), tables.vec()}, p.H, N, M, offset, block_for(std::max(N, M)));
   if (whole || 2 * static_cast<int64_t>(p.blocks->key_block.size()) > p.blocks->rows() * p.blocks->key_blocks) {
     return densely(q, k, v, *p.rule, p.tables, key_mask, mask, bias, scale, offset);

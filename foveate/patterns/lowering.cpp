@@ -24,6 +24,9 @@ void append_row(BlockTable& table, const Seen& seen, int64_t keys) {
 }
 
 BlockTable lowered(const Rule& rule, Tables tables, int64_t heads, int64_t N, int64_t M, int64_t offset, int64_t block) {
+  // Below function transforms, which would wrap every tensor made here.
+  const c10::impl::ExcludeDispatchKeyGuard below(
+      c10::DispatchKeySet({c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchDynamicLayerBackMode}));
   std::vector<Tensor> here;
   for (const auto& t : tables) here.push_back(t.to(at::kCPU));
   BlockTable table{.heads = check_heads(rule, here, heads),

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.contract import Case, call
 
-QKV = {"B": 2, "H": 4, "Hk": 2, "N": 40, "M": 40, "D": 4, "Dv": 3}
-SMALL = {"B": 1, "H": 2, "Hk": 2, "N": 5, "M": 5, "D": 2, "Dv": 2}
+QKV = {"B": 2, "H": 4, "Hk": 2, "N": 40, "D": 4, "Dv": 3}
+SMALL = {"B": 1, "H": 2, "Hk": 2, "N": 5, "D": 2, "Dv": 2}
 SEQUENCE = {"B": 2, "N": 13, "E": 8}
 SELF = {"B": 2, "H": 2, "N": 38, "D": 4, "Dv": 3}
 TINY = {"B": 1, "H": 2, "N": 5, "D": 2, "Dv": 2}
@@ -33,30 +33,33 @@ def _draw(block: int, count: int) -> Any:
 
 CASES = [
     Case("sparse_transformer_attention", QKV, {"stride": 6}, causal=True, gradcheck=SMALL),
-    Case("sparse_transformer_attention", QKV, {"stride": 6, "combine": "per_head"}, name="by head", causal=True, gradcheck=SMALL),
-    Case("sparse_transformer_attention", {**QKV, "M": 47}, {"pattern": "fixed", "stride": 8, "summary": 2, "summary_groups": 2}, name="cross",
-         length=("N",), given=("key_mask",), make={"key_mask": _mask("B", "M")}, mask="key_mask", gradcheck=SMALL),
-    Case("sparse_transformer_attention", QKV, {"pattern": "fixed", "stride": 8, "summary": 3, "combine": "interleaved"}, causal=True,
+    Case("sparse_transformer_attention", QKV, {"stride": 7}, name="masked", given=("key_mask",), make={"key_mask": _mask("B", "N")}, mask="key_mask",
          gradcheck=SMALL),
+    Case("sparse_transformer_attention", QKV, {"stride": 5, "combine": "interleaved", "layer": 1}, name="second layer", causal=True, gradcheck=SMALL),
+    Case("sparse_transformer_attention", QKV, {"stride": 6, "combine": "per_head"}, name="by head", causal=True, gradcheck=SMALL),
+    Case("sparse_transformer_attention", QKV, {"pattern": "fixed", "stride": 8, "columns": 2, "column_groups": 2}, name="groups",
+         given=("key_mask",), make={"key_mask": _mask("B", "N")}, mask="key_mask", gradcheck=SMALL),
+    Case("sparse_transformer_attention", QKV, {"pattern": "fixed", "stride": 8, "columns": 3, "combine": "interleaved"}, causal=True, gradcheck=SMALL),
     Case("sparse_transformer_attention", QKV, {"pattern": "local", "stride": 5}, causal=True, gradcheck=SMALL),
     Case("sparse_transformer_attention", QKV, {"pattern": "all"}, causal=True, gradcheck=SMALL),
     Case("sparse_transformer_block", SEQUENCE, {"embed_dim": 8, "num_heads": 2, "stride": 4}, causal=True, gradcheck={"B": 1, "N": 4}),
     Case("sparse_transformer_block", SEQUENCE, {"embed_dim": 8, "num_heads": 2, "stride": 3, "pattern": "local"}, given=("key_mask",),
          make={"key_mask": _mask("B", "N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
-    Case("sparse_transformer_stack", SEQUENCE, {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "stride": 4}, causal=True,
-         gradcheck={"B": 1, "N": 4}),
+    Case("sparse_transformer_stack", SEQUENCE, {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "stride": 4}, causal=True, gradcheck={"B": 1, "N": 4}),
     Case("block_sparse_attention", SELF,
          {"block": 4, "num_local_blocks": 3, "num_different_global_patterns": 2, "different_layout_per_head": True, "causal": True}, causal=True,
-         gradcheck=TINY),
+         gradcheck=TINY, exported_from=8),
     Case("block_sparse_attention", SELF, {"block": 3, "attention": "unidirectional", "num_global_blocks": 2}, name="masked",
          given=("key_mask", "rpe", "key_padding_mask", "attn_mask"),
-         make={"rpe": _normal("H", "N", "N"), "attn_mask": lambda s, g: _mask("N", "N")(s, g).double()}, mask="key_mask", gradcheck=TINY),
+         make={"rpe": _normal("H", "N", "N"), "attn_mask": lambda s, g: _mask("N", "N")(s, g).double()}, mask="key_mask", gradcheck=TINY, exported_from=6),
     Case("block_sparse_attention", SELF,
          {"config": "variable", "block": 4, "num_random_blocks": 2, "local_window_blocks": [1, 2], "horizontal_global_attention": True,
           "key_padding_mask_mode": "mul", "attn_mask_mode": "add"},
-         given=("random_blocks", "mask", "attn_mask"), make={"random_blocks": _draw(4, 2), "mask": _mask("N", "N")}, mask="mask", gradcheck=TINY),
-    Case("block_sparse_attention", SELF, {"config": "local_sliding_window", "block": 4}, gradcheck=TINY),
-    Case("block_sparse_attention", SELF, {"config": "dense", "block": 4, "causal": True}, causal=True, gradcheck=TINY),
+         given=("random_blocks", "mask", "attn_mask"), make={"random_blocks": _draw(4, 2), "mask": _mask("N", "N")}, mask="mask", gradcheck=TINY,
+         length=(), lengths_fixed="random_blocks has a row for each block of one length"),
+    Case("block_sparse_attention", SELF, {"config": "local_sliding_window", "block": 4}, gradcheck=TINY, exported_from=8),
+    Case("block_sparse_attention", SELF, {"config": "dense", "block": 4, "causal": True}, causal=True, gradcheck=TINY,
+         exported_from=8),
 ]  # fmt: skip
 
 
@@ -88,13 +91,13 @@ def _sets(options: dict[str, Any]) -> dict[str, Any]:
     """The sets: of the paper where `combine` is given, of the authors' code else."""
     kept = {name: options[name] for name in ("stride", "combine", "layer", "scale") if name in options}
     if "combine" in options:
-        return {"pattern": options["pattern"], "summary": options.get("c", 1), "summary_groups": options.get("num_verts", 1), **kept}
+        return {"pattern": options["pattern"], "columns": options.get("c", 1), "column_groups": options.get("num_verts", 1), **kept}
     mode = options["pattern"]
     if mode == "strided":
         return {"pattern": "strided", "combine": "interleaved", "layer": 1, **kept}
     if mode == "fixed":
         summary, groups = options["block"] * options.get("vertsize", 1), options.get("num_verts", 4)
-        return {"pattern": "fixed", "combine": "merged", "summary": summary, "summary_groups": groups, **kept}
+        return {"pattern": "fixed", "combine": "merged", "columns": summary, "column_groups": groups, **kept}
     return {"pattern": mode, **kept}
 
 

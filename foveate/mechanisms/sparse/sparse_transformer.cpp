@@ -27,7 +27,7 @@ template <class Options> Pattern sets(const Options& o) {
   const bool by_head = o.combine == SparseCombine::per_head, is_strided = o.pattern == SparseSets::strided;
   const Pattern a1 = is_strided ? sliding_window(o.stride, 0) : block_diagonal(o.stride) & causal();
   const Pattern a2 =
-      (is_strided ? strided(o.stride) : summary_cells(o.stride, o.summary, o.summary_groups, by_head ? 1 : 0, by_head ? 2 : 1)) & causal();
+      (is_strided ? strided(o.stride) : summary_cells(o.stride, o.columns, o.column_groups, by_head ? 1 : 0, by_head ? 2 : 1)) & causal();
   switch (o.combine) {
     case SparseCombine::merged: return a1 | a2;
     case SparseCombine::per_head: return (heads(0, 2) & a1) | (heads(1, 2) & a2);
@@ -38,10 +38,10 @@ template <class Options> Pattern sets(const Options& o) {
 
 template <class Options> void check_sets(const char* form, const Options& o) {
   TORCH_CHECK_VALUE(o.stride > 0, form, ": stride must be positive, got ", o.stride);
-  TORCH_CHECK_VALUE(o.summary > 0 && o.summary_groups > 0, form, ": summary and summary_groups must be positive, got ", o.summary, " and ",
-                    o.summary_groups);
-  TORCH_CHECK_VALUE(o.pattern != SparseSets::fixed || o.summary * o.summary_groups <= o.stride, form,
-                    ": summary * summary_groups must not exceed stride, got ", o.summary, " * ", o.summary_groups, " and ", o.stride);
+  TORCH_CHECK_VALUE(o.columns > 0 && o.column_groups > 0, form, ": columns and column_groups must be positive, got ", o.columns, " and ",
+                    o.column_groups);
+  TORCH_CHECK_VALUE(o.pattern != SparseSets::fixed || o.columns * o.column_groups <= o.stride, form,
+                    ": columns * column_groups must not exceed stride, got ", o.columns, " * ", o.column_groups, " and ", o.stride);
 }
 
 /// Attention of new tokens to those of the state and themselves.
@@ -169,10 +169,11 @@ bool one_way(const Options& o) {
   return o.attention == BlockDirection::unidirectional;
 }
 
-/// The layout of T blocks, I [T,1] of queries by J [1,T] of keys; head [Hl,1,1]: bool, broadcastable to [Hl,T,T].
+/// The layout of blocks I [T,1,1] of queries by J [T] of keys, head [Hl,1]: bool, broadcastable to [T,Hl,T]. (Heads stand between:
+/// the strides of [Hl,T,T], T T beside T, would tie an exported graph to one length.)
 struct Blocks {
   const Options& o;
-  Tensor head, I, J;
+  Tensor head, I, J, last;  // last [1]: the last block
 
   Tensor between(const Tensor& x, const Tensor& first, const Tensor& end) const { return (x >= first) & (x < end); }
 
@@ -183,7 +184,7 @@ struct Blocks {
     Tensor on = I.floor_divide(width) == J.floor_divide(width);
     if (one_way(o)) on = on & (J <= I);
     const Tensor place = width - (1 + head.remainder(o.num_different_global_patterns)) * globals;  // in a window
-    const Tensor last = J.slice(1, -1), short_window = last - last.remainder(width);               // [1,1]
+    const Tensor short_window = last - last.remainder(width);
     const Tensor is_short = last + 1 < short_window + width;
     const Tensor wanted = at::minimum(short_window + place, last + 1 - globals), end = wanted + globals;
     const Tensor start = at::where(wanted < 0, (wanted + last + 1).clamp_min(0), wanted);  // before 0, it counts from the end
@@ -218,7 +219,8 @@ struct Blocks {
       if (o.horizontal_global_attention) on = on | ((I >= first) & (I < end));
     }
     if (!random_blocks) return on;
-    return on | at::zeros_symint({extent(head, 0), extent(I, 0), extent(J, 1)}, on.options()).scatter(2, random_blocks->to(at::kLong), true);
+    return on | at::zeros_symint({extent(I, 0), extent(head, 0), extent(J, 0)}, on.options())
+                    .scatter(2, random_blocks->to(at::kLong).transpose(0, 1), true);
   }
 
   Tensor layout(const optional<Tensor>& random_blocks) const {
@@ -267,7 +269,6 @@ BlockSparseAttention::Outputs BlockSparseAttention::forward(const Options& o, co
   const auto whole = in.q.options().dtype(at::kLong);
   const Size heads = extent(in.q, 1), count = (extent(in.q, 2) + (o.block - 1)) / o.block;
   const int64_t layouts = o.different_layout_per_head ? heads.guard_int(__FILE__, __LINE__) : 1;
-  const Tensor block = at::arange(count, whole);
   optional<Tensor> random_blocks = in.random_blocks;
   if (o.config == BlockLayout::variable && o.num_random_blocks > 0 && !random_blocks) {
     random_blocks = patterns::draw_blocks(layouts, count, count, o.num_random_blocks, {}, in.q.options().dtype(at::kFloat));
@@ -275,9 +276,17 @@ BlockSparseAttention::Outputs BlockSparseAttention::forward(const Options& o, co
   TORCH_CHECK_VALUE(
       !in.random_blocks || (o.config == BlockLayout::variable && extent(*random_blocks, 0) == layouts && extent(*random_blocks, 1) == count),
       "block_sparse_attention: random_blocks must be [", layouts, ", ", count, ", r] and config variable, got ", in.random_blocks->sym_sizes());
-  const Blocks blocks{.o = o, .head = at::arange(layouts, whole).view({-1, 1, 1}), .I = block.unsqueeze(1), .J = block.unsqueeze(0)};
-  Tensor layout = blocks.layout(random_blocks).expand_symint({layouts, count, count});
-  if (o.causal) layout = layout & (blocks.J <= blocks.I);
+  // One block more than there are, since an exported graph would refuse a size that may be 1.
+  const Tensor block = at::arange(count + 1, whole);
+  const Blocks blocks{.o = o,
+                      .head = at::arange(layouts, whole).unsqueeze(1),
+                      .I = block.view_symint({count + 1, 1, 1}),
+                      .J = block,
+                      .last = (block - 1).clamp_min(0).slice(0, -1)};
+  Tensor wide = blocks.layout(random_blocks);
+  if (o.causal) wide = wide & (blocks.J <= blocks.I);
+  wide = wide.expand_symint({count + 1, layouts, count + 1}).transpose(0, 1);
+  const Tensor layout = wide.slice_symint(1, 0, count).slice_symint(2, 0, count);  // [Hl,T,T]
 
   // Scores are scale q.k + rpe + key padding + mask; a mask that multiplies hides where it is 0.
   optional<Tensor> mask = in.mask, key_mask = in.key_mask, bias = in.rpe;
@@ -289,7 +298,7 @@ BlockSparseAttention::Outputs BlockSparseAttention::forward(const Options& o, co
     if (o.attn_mask_mode == MaskMode::mul) mask = both(mask, *in.attn_mask != 0);
     else bias = sum(bias, in.attn_mask);
   }
-  Pattern pattern = patterns::from_blocks(layout, o.block);
+  Pattern pattern = patterns::from_blocks(wide, o.block);
   if (o.causal) pattern = pattern & patterns::causal();
   Tensor out = ops::sparse_attention(in.q, in.k, in.v, pattern, {.mask = mask, .key_mask = key_mask, .bias = bias, .scale = o.scale}).out;
   return {.out = std::move(out), .layout = layout.expand_symint({heads, count, count})};

@@ -30,8 +30,8 @@ void sparse_sets_fields(auto& o, auto&& f) {
     "strided: A1 the last stride + 1 positions, A2 every stride-th; fixed: A1 the query's own segment of stride positions, A2 the "
     "summary cells at the end of every segment; local: the last stride positions (authors' code); all: every position so far");
   f("stride", o.stride, "l, near sqrt(N) (paper: 128)");
-  f("summary", o.summary, "c, summary cells of a segment, of pattern fixed (paper: 8, 16 or 32; block * vertsize of the authors' code)");
-  f("summary_groups", o.summary_groups,
+  f("columns", o.columns, "c, summary cells of a segment, of pattern fixed (paper: 8, 16 or 32; block * vertsize of the authors' code)");
+  f("column_groups", o.column_groups,
     "heads take turns among so many groups of summary cells, from the segment's end backwards (num_verts of the authors' code)");
   f("combine", o.combine, "merged: each head sees both sets; per_head: even heads see A1, odd ones A2; interleaved: even layers see A1, odd ones A2");
 }
@@ -48,8 +48,8 @@ assert out.shape == (1, 4, 100, 8))"};
   struct Options {
     SparseSets pattern = SparseSets::strided;
     int64_t stride = 128;
-    int64_t summary = 8;
-    int64_t summary_groups = 1;
+    int64_t columns = 8;
+    int64_t column_groups = 1;
     SparseCombine combine = SparseCombine::merged;
     int64_t layer = 0;
     optional<double> scale;
@@ -64,8 +64,8 @@ assert out.shape == (1, 4, 100, 8))"};
     optional<Tensor> key_mask;
     void fields(auto&& f) {
       f("q", q, "[B,H,N,D] queries");
-      f("k", k, "[B,Hk,M,D] keys; Hk divides H; the last query meets the last key");
-      f("v", v, "[B,Hk,M,Dv] values");
+      f("k", k, "[B,Hk,N,D] keys; Hk divides H");
+      f("v", v, "[B,Hk,N,Dv] values");
       f("key_mask", key_mask, "bool [B,*] True where a key takes part; of all keys so far in a step");
     }
   };
@@ -95,8 +95,8 @@ assert out.shape == (2, 64, 32))"};
     int64_t num_heads = 8;
     SparseSets pattern = SparseSets::strided;
     int64_t stride = 128;
-    int64_t summary = 8;
-    int64_t summary_groups = 1;
+    int64_t columns = 8;
+    int64_t column_groups = 1;
     SparseCombine combine = SparseCombine::merged;
     int64_t layer = 0;
     int64_t num_layers = 1;
@@ -153,8 +153,8 @@ assert out.shape == (2, 64, 32))"};
     int64_t num_layers = 30;
     SparseSets pattern = SparseSets::strided;
     int64_t stride = 128;
-    int64_t summary = 8;
-    int64_t summary_groups = 1;
+    int64_t columns = 8;
+    int64_t column_groups = 1;
     SparseCombine combine = SparseCombine::interleaved;
     int64_t ff_mult = 4;
     double layer_norm_eps = 1e-5;
@@ -171,8 +171,8 @@ assert out.shape == (2, 64, 32))"};
               .num_heads = num_heads,
               .pattern = pattern,
               .stride = stride,
-              .summary = summary,
-              .summary_groups = summary_groups,
+              .columns = columns,
+              .column_groups = column_groups,
               .combine = combine,
               .layer = layer,
               .num_layers = num_layers,
