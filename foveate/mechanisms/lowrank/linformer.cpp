@@ -1,4 +1,5 @@
 #include <foveate/attention.h>
+#include <foveate/convolution.h>
 #include <foveate/init.h>
 #include <foveate/linformer.h>
 
@@ -23,15 +24,16 @@ Tensor mix(const Tensor& w, const Tensor& x) {
   return at::matmul(w, each).unflatten_symint(2, {extent(x, 0), extent(x, 3)}).permute({2, 0, 1, 3});
 }
 
-/// w [D,D,taps] or [H,D,D,taps], x [B,H,M,D] -> [B,H,K,D]: every block is one row of a matrix product.
-Tensor convolve(const Tensor& w, const Tensor& x) {
-  const Tensor taps = w.transpose(-3, -1).flatten(-3, -2);               // [(H,)taps D,D]
-  const auto lay_out = [](const Tensor& parts, at::IntArrayRef order) {  // slots first: torch.export cannot bound other foldings of K
-    return parts.permute(order).clone(at::MemoryFormat::Contiguous).flatten(3);
-  };
-  if (w.dim() == 3) return at::matmul(lay_out(blocks(x, w.size(-1)), {2, 1, 0, 4, 3}), taps).permute({2, 1, 0, 3});
-  const Tensor rows = lay_out(blocks(x.expand_symint({-1, extent(w, 0), -1, -1}), w.size(-1)), {1, 2, 0, 4, 3});  // [H,K,B,taps D]
-  return at::matmul(rows.flatten(1, 2), taps).unflatten_symint(1, {extent(rows, 1), extent(rows, 2)}).permute({2, 0, 1, 3});
+/// w [D,D,taps] or [H,D,D,taps], x [B,H,M,D] -> [B,H,K,D]: a convolution along the tokens whose stride is its width.
+Tensor convolve(const Tensor& w, const optional<Tensor>& bias, const Tensor& x) {
+  const layers::Convolution::Steps steps{.stride = w.size(-1), .groups = w.dim() == 4 ? w.size(0) : 1};
+  if (w.dim() == 3) {                                                                           // heads side by side in the batch
+    const Tensor slots = layers::Convolution{w, bias}(x.flatten(0, 1).transpose(1, 2), steps);  // [B H,D,K]
+    return slots.unflatten_symint(0, {extent(x, 0), extent(x, 1)}).transpose(2, 3);
+  }
+  const Tensor each = x.expand_symint({-1, steps.groups, -1, -1}).transpose(2, 3).flatten(1, 2);  // [B,H D,M]
+  const layers::Convolution by_head{w.flatten(0, 1), bias ? optional<Tensor>(bias->flatten()) : std::nullopt};
+  return by_head(each, steps).unflatten(1, {steps.groups, -1}).transpose(2, 3);
 }
 
 void check_matrix(const Tensor& w, const SlotProjection::Plan& plan, const Size& tokens) {
@@ -108,8 +110,9 @@ Tensor SlotProjection::operator()(const Tensor& x, const Plan& plan) const {
     }
     case Kind::conv: {
       TORCH_CHECK_VALUE(weight, "linformer: the kind conv needs the weights of its projections");
-      const Tensor slots = convolve(*weight, x);
-      return bias ? slots + bias->unsqueeze(-2) : slots;
+      TORCH_CHECK_VALUE(extent(x, 2) >= weight->size(-1), "linformer: the keys are ", extent(x, 2),
+                        " tokens, fewer than a slot takes, length/rank = ", weight->size(-1));
+      return convolve(*weight, bias, x);
     }
     case Kind::linear:
     case Kind::fixed: {
