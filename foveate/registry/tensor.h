@@ -1,6 +1,7 @@
 // The words that every file above kernels/ shares: Tensor, Size, and the few shape helpers of multi-head attention.
 #pragma once
 #include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 

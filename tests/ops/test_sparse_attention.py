@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import foveate
 import pytest
 import torch
+from torch import Tensor
+
+import foveate
 from foveate import patterns
 from foveate.patterns import Pattern
-from torch import Tensor
 
 
 def loop(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, bias: Tensor | None, scale: float | None) -> tuple[Tensor, Tensor]:
