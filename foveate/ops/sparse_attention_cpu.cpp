@@ -105,8 +105,9 @@ std::tuple<Tensor, Tensor> sparse_attention_cpu(const Tensor& q, const Tensor& k
   return engine_forward(arguments(q, k, v, pattern, tables, key_mask, mask, bias, scale, offset.expect_int()));
 }
 
-Gradients sparse_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, std::string pattern, std::vector<Tensor> tables,
-                                        optional<Tensor> key_mask, optional<Tensor> mask, optional<Tensor> bias, double scale, Size offset) {
+Gradients sparse_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, const std::string& pattern,
+                                        const std::vector<Tensor>& tables, optional<Tensor> key_mask, optional<Tensor> mask, optional<Tensor> bias,
+                                        double scale, Size offset) {
   const bool more = std::any_of(call.wanted.begin() + 3, call.wanted.end(), [](bool w) { return w; });  // of the bias
   if (more || empty(q, k, v)) return std::nullopt;
   return engine_backward(call, arguments(q, k, v, pattern, tables, key_mask, mask, bias, scale, offset.expect_int()));

@@ -11,7 +11,8 @@ std::tuple<Tensor, Tensor> sparse_attention_cpu(const Tensor& q, const Tensor& k
                                                 const optional<Tensor>& key_mask, const optional<Tensor>& mask, const optional<Tensor>& bias,
                                                 double scale, Size offset);
 
-Gradients sparse_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, std::string pattern, std::vector<Tensor> tables,
-                                        optional<Tensor> key_mask, optional<Tensor> mask, optional<Tensor> bias, double scale, Size offset);
+Gradients sparse_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, const std::string& pattern,
+                                        const std::vector<Tensor>& tables, optional<Tensor> key_mask, optional<Tensor> mask, optional<Tensor> bias,
+                                        double scale, Size offset);
 
 }  // namespace foveate::ops

@@ -240,7 +240,8 @@ bool stands_for(std::string_view pattern, std::string_view path) {
   std::size_t at = 0;
   for (std::size_t i = 0; i < pattern.size(); ++i) {
     if (pattern[i] != '*') {
-      if (at == path.size() || pattern[i] != path[at++]) return false;
+      if (at == path.size() || pattern[i] != path[at]) return false;
+      ++at;
       continue;
     }
     const std::size_t start = at;

@@ -25,7 +25,7 @@ class SafetensorsFile : public testing::Test {
   fs::path path() const { return folder_ / "state.safetensors"; }
 
   /// A file of this header and so many bytes of data.
-  void write(std::string header, std::size_t data, optional<uint64_t> length = {}) const {
+  void write(const std::string& header, std::size_t data, optional<uint64_t> length = {}) const {
     std::ofstream out(path(), std::ios::binary);
     const uint64_t written = length.value_or(header.size());
     for (int i = 0; i < 8; ++i) out.put(static_cast<char>(written >> (8 * i)));

@@ -47,7 +47,9 @@ void check_matrix(const Tensor& w, const SlotProjection::Plan& plan, const Size&
 Tensor real(const Tensor& x, const optional<Tensor>& key_mask) { return key_mask ? x * key_mask->to(x.scalar_type()).unsqueeze(1).unsqueeze(-1) : x; }
 
 /// E serves both where there is no F.
-const SlotProjection& second(const SlotProjection& e, const SlotProjection& f) { return f.weight || f.fixed ? f : e; }
+const SlotProjection& second(const SlotProjection& e, const SlotProjection& f) {
+  return f.weight || f.fixed ? f : e;  // NOLINT(bugprone-return-const-ref-from-parameter): both are members of the caller's parameters
+}
 
 /// out [B,H,N,D] of q and slots. A padded query, and one whose keys are all padding, gets zeros.
 Tensor attend_slots(const Tensor& q, const Tensor& k, const Tensor& v, const ops::Attention& how, const optional<Tensor>& key_mask,

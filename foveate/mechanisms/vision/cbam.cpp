@@ -80,7 +80,7 @@ Tensor CBAM::forward(const Options& o, const Parameters& p, const Inputs& in, bo
   std::vector<Tensor> pooled;
   for (const auto& pool : parse(o.pools)) pooled.push_back(pool.of(positions));
   const Tensor channel_gate = p.channel(at::stack(pooled)).sum(0).sigmoid();  // [B,C]
-  const Tensor y = in.x * channel_gate.unsqueeze(-1).unsqueeze(-1);
+  Tensor y = in.x * channel_gate.unsqueeze(-1).unsqueeze(-1);
   if (o.no_spatial) return y;
 
   TORCH_CHECK_VALUE(p.spatial, "cbam: spatial is needed without no_spatial");
