@@ -131,7 +131,7 @@ def lowered(pattern: Pattern, n: int, m: int, block: int, heads: int | None) -> 
         assert torch.equal(listed, listed.unique()), "ascending, none twice"
         named[row, listed] = True
         whole[row, listed] = full[first:last]
-    count = 1 if heads is None else (len(start) - 1) // max(rows, 1)
+    count = (len(start) - 1) // rows if rows else heads or 1
     return named.view(count, rows, columns), whole.view(count, rows, columns)
 
 
