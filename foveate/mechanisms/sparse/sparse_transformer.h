@@ -38,7 +38,7 @@ void sparse_sets_fields(auto& o, auto&& f) {
 
 /// The bare function. The authors' attn_mode "strided" is pattern strided, interleaved, of layer 1; their block-sparse "fixed" is
 /// pattern fixed, merged.
-struct SparseTransformerAttention {
+struct FOVEATE_API SparseTransformerAttention {
   static constexpr Form form{.card = &sparse_transformer,
                              .summary = "causal attention to the strided or fixed sets of the paper",
                              .returns = "[B,H,N,Dv] attended values",
@@ -83,7 +83,7 @@ assert out.shape == (1, 4, 100, 8))"};
 };
 
 /// The residual block: a = attention(norm_a(h)), b = feed_forward(norm_b(h + a)), h + a + b.
-struct SparseTransformerBlock {
+struct FOVEATE_API SparseTransformerBlock {
   static constexpr Form form{.card = &sparse_transformer,
                              .summary = "residual block of attention and feed-forward network",
                              .returns = "[B,N,E] sequence",
@@ -140,7 +140,7 @@ assert out.shape == (2, 64, 32))"};
 };
 
 /// Blocks one after the other; where interleaved, even ones see A1, odd ones A2.
-struct SparseTransformerStack {
+struct FOVEATE_API SparseTransformerStack {
   static constexpr Form form{.card = &sparse_transformer,
                              .summary = "stack of residual blocks",
                              .returns = "[B,N,E] sequence",
@@ -208,7 +208,7 @@ enum class MaskMode { add, mul };
 template <> inline constexpr auto names<MaskMode> = std::array<std::string_view, 2>{"add", "mul"};
 
 /// Attention over layouts of blocks that generalise the paper's, as DeepSpeed defines them. Any length: the last block may be short.
-struct BlockSparseAttention {
+struct FOVEATE_API BlockSparseAttention {
   static constexpr Form form{.card = &sparse_transformer,
                              .summary = "attention over a layout of blocks (DeepSpeed's configurations)",
                              .example = R"(q = k = v = torch.randn(1, 4, 100, 8)
