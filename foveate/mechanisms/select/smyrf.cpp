@@ -65,12 +65,10 @@ struct Clusters {
 
   /// x [C,B H R,size,D] -> [R,B,H,N,D], each row back where its token stands
   Tensor put_back(const Tensor& x) const {
-    // [R,B,H,C,size,D]; read as [R,B,H,C size,D] by strides, since torch.export cannot bound the folding of C, which depends on the length.
-    const Tensor by_cluster = x.unflatten_symint(1, order.sym_sizes().slice(0, 3)).permute({3, 1, 2, 0, 4, 5}).contiguous();
-    const Size R = extent(order, 2), B = extent(order, 0), H = extent(order, 1), D = extent(x, 3);
-    const Tensor by_rank = by_cluster.as_strided_symint({R, B, H, places, D}, {B * H * places * D, H * places * D, places * D, D, 1});
     const Tensor rank = at::scatter(at::zeros_like(order), 3, order, at::arange(length, order.options()).expand_as(order));
-    return by_rank.gather(3, rank.movedim(2, 0).unsqueeze(-1).expand_symint({-1, -1, -1, -1, extent(x, 3)}));
+    const Tensor head = at::arange(extent(x, 1), order.options()).view_symint({extent(order, 0), extent(order, 1), extent(order, 2), 1});
+    const c10::List<optional<Tensor>> where({rank.floor_divide(size), head, rank.remainder(size)});  // cluster, head and place: [B,H,R,N]
+    return at::index(x, where).movedim(2, 0);
   }
 
  private:
