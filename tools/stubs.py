@@ -115,11 +115,11 @@ class Signatures(ast.NodeTransformer):
 
 
 def by_hand(module: ModuleType) -> list[str]:
-    """The imports and classes that a module writes by hand, without bodies."""
+    """The imports, classes and functions that a module writes by hand, without bodies."""
     tree = ast.parse(inspect.getsource(module))
     imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.ImportFrom)]
-    classes = ["\n" + ast.unparse(Signatures().visit(node)) for node in tree.body if isinstance(node, ast.ClassDef)]
-    return [*imports, *classes]
+    public = [n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and not n.name.startswith("_")]
+    return [*imports, *("\n" + ast.unparse(Signatures().visit(node)) for node in public)]
 
 
 def module_of_functions() -> list[str]:

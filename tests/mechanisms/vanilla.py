@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 2, "Hk": 2, "N": 6, "M": 6, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "N": 3, "M": 3, "D": 2, "Dv": 2}
@@ -31,11 +31,7 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     names = {"key_padding_mask": "key_mask", "attn_mask": "mask", "attn_bias": "bias"}
     inputs = {names.get(n, n): x for n, x in ((name.removeprefix("input."), x) for name, x in t.items() if name.startswith("input."))}
     if options.get("block") == "mha":
-        parameters = {
-            f"{full}.{kind}": t[f"param.{letter}{short}"]
-            for full, short in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))
-            for kind, letter in (("weight", "w"), ("bias", "b"))
-        }
+        parameters = published("multihead_attention", t)
         chosen = {n: options[n] for n in ("embed_dim", "num_heads", "causal", "scale") if n in options}
         if "bias" in inputs:
             inputs["score_bias"] = inputs.pop("bias")
