@@ -71,7 +71,7 @@ def function(card: Card, form: FormCard, step: bool) -> list[str]:
     # An optional input may stand before one that is not: Python wants the rest by name then.
     arguments = positional(form.inputs) + (["state: list[Tensor] | None = None"] if step else [])
     named = ["parameters: list[Tensor]", "buffers: list[Tensor]"] if form.listed else [argument(field) for field in form.parameters]
-    named += [argument(field) for field in form.options] + (["training: bool = False"] if form.training and not step else [])
+    named += [argument(field) for field in form.options] + (["training: bool = False"] if (form.step_training if step else form.training) else [])
     if named and "*" not in arguments:
         arguments.append("*")
     return [*lines, *call(form.name + ("_step" if step else ""), arguments + named, returns, "", f"{card.title}: {form.summary}."), ""]

@@ -30,7 +30,7 @@ _SPREAD: Mapping[str, Callable[[Tensor, int], tuple[Tensor, ...]]] = {
     "split": lambda x, count: x.chunk(count),
     "unstack": lambda x, _: x.unbind(),
 }
-# Several of theirs, in the order of their numbers, as one of ours.
+# Several of theirs, in the order of their entries and numbers, as one of ours.
 _JOIN: Mapping[str, Callable[[list[Tensor]], Tensor]] = {"concat": cat, "stack": stack}
 
 
@@ -103,15 +103,15 @@ def published_name(entries: tuple[Entry, ...], ours: str) -> str | None:
 def renamed(entries: tuple[Entry, ...], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors under our names, as views where that can be; and the names that the map does not know, or that it takes for one tensor."""
     found: dict[str, Tensor] = {}
-    parts: dict[tuple[str, str], dict[int, Tensor]] = defaultdict(dict)
+    parts: dict[tuple[str, str], dict[tuple[int, int], Tensor]] = defaultdict(dict)
     surplus = []
     for name, x in state.items():
         entry, values = next(((e, v) for e in entries if (v := _matched(e.published, name)) is not None), (None, {}))
         if entry is None:
             surplus.append(name)
         elif entry.op in _JOIN:
-            (number,) = (v for place, v in values.items() if f"{{{place}" not in entry.ours[0] and place != "*")
-            parts[_filled(entry.ours[0], values), entry.op][int(number)] = x
+            number = next((int(v) for place, v in values.items() if f"{{{place}" not in entry.ours[0] and place != "*"), 0)
+            parts[_filled(entry.ours[0], values), entry.op][entries.index(entry), number] = x
         elif entry.ours:
             pieces = _SPREAD[entry.op](x, len(entry.ours))
             patterns = entry.ours if len(entry.ours) > 1 else entry.ours * len(pieces)

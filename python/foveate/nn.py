@@ -112,7 +112,10 @@ class Layer(torch.nn.Module):
     def _call_step(self, *inputs: Any) -> Any:
         if not self.form.streams:
             raise TypeError(f"{type(self).__name__} does not stream: its outputs depend on later inputs")
-        outputs = getattr(torch.ops.foveate, f"{self.form.name}_step").default(*inputs, **self._arguments())
+        arguments = self._arguments()
+        if self.form.step_training:
+            arguments["training"] = self.training
+        outputs = getattr(torch.ops.foveate, f"{self.form.name}_step").default(*inputs, **arguments)
         return outputs if self._step_result is None else self._step_result(*outputs)
 
     def extra_repr(self) -> str:

@@ -21,24 +21,24 @@ MAPS = [(name, source) for name in MAPPED for source in _checkpoints.sources(for
 
 def saved(entries: tuple[_checkpoints.Entry, ...], state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """Our tensors as the source would have saved them; None where the source has no name for one."""
-    theirs: dict[str, Any] = {}
-    ops = {}
-    for name, x in state.items():
-        entry = next((e for e in entries if any(_checkpoints._matched(p, name) is not None for p in e.ours)), None)
-        if entry is None:
-            return None
-        ops[published := str(_checkpoints.published_name((entry,), name))] = entry.op
-        theirs.setdefault(published, []).append(x)
     result = {}
-    for published, xs in theirs.items():
-        if (op := ops[published]) in ("", "transpose"):
-            result[published] = xs[0].transpose(-1, -2) if op else xs[0]
-        elif op in ("split", "unstack"):
-            result[published] = torch.cat(xs) if op == "split" else torch.stack(xs)
-        else:  # {i} is left: two tensors of theirs make one of ours
-            pieces = xs[0].chunk(2) if op == "concat" else xs[0].unbind()
-            result |= {published.replace("{i}", str(i)): piece for i, piece in enumerate(pieces)}
-    return result
+    together: dict[tuple[str, str], list[Tensor]] = {}
+    for name, x in state.items():
+        makers = [e for e in entries if any(_checkpoints._matched(p, name) is not None for p in e.ours)]
+        if not makers:
+            return None
+        published, op = str(_checkpoints.published_name(entries, name)), makers[0].op
+        if op in ("split", "unstack"):
+            together.setdefault((published, op), []).append(x)
+        elif op in ("concat", "stack"):
+            joined = [str(_checkpoints.published_name((e,), name)) for e in makers if e.op == op]
+            names = [n.replace("{i}", str(i)) for n in joined for i in range(2 if "{i}" in n else 1)]
+            result |= zip(names, x.chunk(len(names)) if op == "concat" else x.unbind(), strict=False)
+        else:
+            result[published] = x.transpose(-1, -2) if op else x
+    if any(x.shape[1:] != xs[0].shape[1:] for xs in together.values() for x in xs):
+        return None  # such a source names these apart
+    return result | {name: (torch.cat if op == "split" else torch.stack)(xs) for (name, op), xs in together.items()}
 
 
 def test_maps_are_of_forms_with_parameters() -> None:
@@ -96,6 +96,13 @@ def test_loaded_weights_give_the_same_attention() -> None:
         theirs.in_proj_bias.normal_()
     assert foveate.nn.load_published(ours, theirs.state_dict()) == "torch"
     torch.testing.assert_close(ours(x), theirs(x, x, x)[0])
+
+
+def test_projections_of_another_width_come_apart() -> None:
+    theirs, ours = torch.nn.MultiheadAttention(4, 2, kdim=3, vdim=3, batch_first=True).double(), multihead(context_dim=3).double()
+    x, context = torch.randn(2, 5, 4).double(), torch.randn(2, 6, 3).double()
+    foveate.nn.load_published(ours, theirs.state_dict())
+    torch.testing.assert_close(ours(x, context), theirs(x, context, context)[0])
 
 
 @pytest.mark.parametrize(
