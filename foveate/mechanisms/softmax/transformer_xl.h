@@ -174,7 +174,7 @@ assert layer(x, memory).shape == (2, 6, 32))"};
   };
   static void check(const Options&);
   static Parameters init(const Options&);
-  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training);
+  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training = false);
 };
 
 FOVEATE_API XLBlock init_xl_block(const TransformerXLLayer::Options&);

@@ -85,8 +85,8 @@ assert torch.allclose(torch.cat([first, second], 1), model(tokens), atol=1e-4))"
   static void check(const Options&);
   static Parameters shape(const Options&);
   static Parameters init(const Options&);
-  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training);
-  static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&, bool training);
+  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training = false);
+  static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&, bool training = false);
 };
 
 }  // namespace foveate

@@ -105,7 +105,7 @@ assert out.shape == (2, 16, 32))"};
   using State = layers::KVCache;
   static void check(const Options&);
   static Parameters init(const Options&);
-  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training);
+  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training = false);
   static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&);
 };
 
