@@ -9,6 +9,11 @@
 namespace foveate::ops {
 namespace {
 
+std::tuple<Tensor, Tensor> public_merge_attention(const Tensor& outs, const Tensor& lses) {
+  auto [out, lse] = merge_attention(outs, lses);
+  return {std::move(out), std::move(lse)};
+}
+
 std::tuple<Tensor, Tensor> public_sparse_attention(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern, at::TensorList tables,
                                                    const optional<Tensor>& mask, const optional<Tensor>& key_mask,
                                                    const optional<Tensor>& key_lengths, const optional<Tensor>& bias, optional<double> scale,
@@ -61,10 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> public_linear_attention(const Tensor& q, cons
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(foveate, m) {
-  m.def("merge_attention(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)", [](const Tensor& outs, const Tensor& lses) {
-    auto [out, lse] = merge_attention(outs, lses);
-    return std::tuple(out, lse);
-  });
+  m.def("merge_attention(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)", {at::Tag::pt2_compliant_tag});
   m.def(
       "sparse_attention(Tensor q, Tensor k, Tensor v, str pattern, Tensor[] tables, *, Tensor? mask=None, Tensor? key_mask=None, "
       "Tensor? key_lengths=None, Tensor? bias=None, float? scale=None, SymInt? offset=None) -> (Tensor out, Tensor lse)",
@@ -75,6 +77,7 @@ TORCH_LIBRARY_FRAGMENT(foveate, m) {
                       "-> (Tensor out, Tensor state, Tensor key_sum)"),
         {at::Tag::pt2_compliant_tag});
   for (const auto key : {c10::DispatchKey::CompositeImplicitAutograd, c10::DispatchKey::FuncTorchBatchedDecomposition}) {
+    m.impl("merge_attention", torch::dispatch(key, &public_merge_attention));
     m.impl("sparse_attention", torch::dispatch(key, &public_sparse_attention));
     m.impl("linear_attention", torch::dispatch(key, &public_linear_attention));
     m.impl("pattern_to_dense", torch::dispatch(key, &pattern_to_dense));

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 4, "Hk": 2, "N": 40, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "Hk": 2, "N": 5, "D": 2, "Dv": 2}
@@ -69,11 +69,9 @@ CASES = [
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """`combine`: the paper's sets; `config`: a layout of DeepSpeed; neither: a mode of the authors' code."""
     if "num_layers" in options:
-        return {
-            "output.out": call(
-                "sparse_transformer_stack", {"x": t["input.x"]}, _parameters(t), **_sets(options), **_model(options, t["input.x"].shape[-1])
-            )
-        }
+        inputs = {n.removeprefix("input."): x for n, x in t.items() if n.startswith("input.")}
+        parameters = published("sparse_transformer_stack", t)
+        return {"output.out": call("sparse_transformer_stack", inputs, parameters, **_sets(options), **_model(options, inputs["x"].shape[-1]))}
     if "input.q" not in t:
         return {f"output.{name}.layout": _layout(case, t.get(f"input.{name}.random_blocks")) for name, case in options.items()}
     qkv = {name: t[f"input.{name}"] for name in "qkv"}
@@ -106,16 +104,6 @@ def _sets(options: dict[str, Any]) -> dict[str, Any]:
 
 def _model(options: dict[str, Any], width: int) -> dict[str, Any]:
     return {"embed_dim": width, **{n: options[n] for n in ("num_heads", "num_layers", "ff_mult", "layer_norm_eps") if n in options}}
-
-
-def _parameters(t: dict[str, Tensor]) -> dict[str, Tensor]:
-    groups = {"ff1": "feed_forward.up", "ff2": "feed_forward.down", **{n: f"attention.{n}" for n in ("query", "key", "value", "out")}}
-    found = {}
-    for name, x in t.items():
-        if name.startswith("param."):
-            layer, group, leaf = name.removeprefix("param.").split(".")
-            found[f"blocks.{layer}.{groups.get(group, group)}.{leaf}"] = x
-    return found
 
 
 _CONFIGURATION = (
