@@ -119,7 +119,8 @@ def _block_sparse(options: dict[str, Any], inputs: dict[str, Tensor], t: dict[st
     given = dict(inputs)
     for name in ("rpe", "key_padding_mask", "attn_mask", "random_blocks"):
         if (x := t.get(f"input.{name}")) is not None:
-            given[booleans.get(name, name) if x.dtype == torch.bool else name] = x
+            numbers = name == "random_blocks" or x.dtype == torch.bool or x.is_floating_point()
+            given[booleans.get(name, name) if x.dtype == torch.bool else name] = x if numbers else x.to(inputs["q"].dtype)
     chosen = {name: options[name] for name in _CONFIGURATION if options.get(name) is not None}
     if options["config"] == "variable" and "random_blocks" not in given and "num_random_blocks" in chosen:
         chosen["num_random_blocks"] = 0
