@@ -12,8 +12,12 @@ template <class scalar> struct Softmax;
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
 template <class scalar> struct SoftmaxEngine {
   void (*pack)(const Softmax<scalar>&, long begin, long end);                       ///< tasks: key tiles of every (b, key head)
-  void (*forward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: query tiles of every (b, h)
+  void (*forward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: splits of query tiles of every (b, h)
+  void (*few)(const Softmax<scalar>&, long begin, long end, scalar* scratch);       ///< tasks: splits of every (b, key head); needs no pack
   void (*backward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: parts of every (b, key head)
+  long (*forward_room)(const Softmax<scalar>&);                                     ///< numbers of scratch
+  long (*few_room)(const Softmax<scalar>&);
+  long (*backward_room)(const Softmax<scalar>&);
   long vector;                                                                      ///< widths are padded to a multiple of this
 };
 

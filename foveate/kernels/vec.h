@@ -66,17 +66,15 @@ inline Vec<double> exp(Vec<double> x) {
   return x < least ? Vec<double>{} : value;
 }
 
-template <class scalar> inline scalar highest(Vec<scalar> v) {
-  scalar top = v[0];
-  for (long i = 1; i < lanes<scalar>; ++i) top = v[i] > top ? v[i] : top;
-  return top;
+/// The sum of a vector's numbers: of its halves, and of theirs.
+template <class T> inline auto total_of(T v) {
+  constexpr long count = sizeof(T) / sizeof(v[0]);
+  if constexpr (count == 16) return total_of(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  else if constexpr (count == 8) return total_of(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+  else if constexpr (count == 4) return (v[0] + v[2]) + (v[1] + v[3]);
+  else return v[0] + v[1];
 }
-
-template <class scalar> inline scalar total(Vec<scalar> v) {
-  scalar sum = v[0];
-  for (long i = 1; i < lanes<scalar>; ++i) sum += v[i];
-  return sum;
-}
+template <class scalar> inline scalar total(Vec<scalar> v) { return total_of(v); }
 
 }  // namespace
 }  // namespace foveate::kernels::CPU_CAPABILITY

@@ -1,14 +1,15 @@
-#include <foveate/sparse_attention_cpu.h>
+#include <foveate/pattern_tiles.h>
 
 #include "kernels/softmax.h"
 
-#include <foveate/attention_cpu.h>
 #include <foveate/lowering.h>
 #include <foveate/recent.h>
 #include <foveate/rules.h>
-#include <foveate/sparse_attention_formula.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
+#include <sstream>
 #include <string>
 #include <unordered_map>
 
@@ -48,12 +49,12 @@ class Masks {
   std::unordered_map<std::string, int32_t> known_;
 };
 
-PatternTiles tiles_of(const patterns::Pattern& pattern, int64_t heads, int64_t N, int64_t M, int64_t offset) {
+PatternTiles lowered(const patterns::Pattern& pattern, int64_t heads, int64_t N, int64_t M, int64_t offset) {
   const auto rule = patterns::parse(pattern.expression);
   const auto blocks = patterns::lower(pattern, heads, N, M, offset, key_tile);
   std::vector<Tensor> tables;
   for (const auto& t : pattern.tables) tables.push_back(t.to(at::kCPU));
-  PatternTiles made{.heads = blocks->heads, .start = {0}, .tiles = {}, .mask = {}, .masks = {}};
+  PatternTiles made{.heads = blocks->heads, .start = {0}, .tiles = {}, .mask = {}, .masks = {}, .chunks = {}};
   Masks masks(made.masks);
   for (int64_t row = 0; row < blocks->rows(); ++row) {  // tested row by row, so that little is held at a time
     const int64_t begin = blocks->start[static_cast<std::size_t>(row)], end = begin + blocks->count(row);
@@ -78,39 +79,37 @@ PatternTiles tiles_of(const patterns::Pattern& pattern, int64_t heads, int64_t N
     }
     made.start.push_back(static_cast<int64_t>(made.tiles.size()));
   }
+  for (auto row = made.masks.begin(); row != made.masks.end(); row += key_tile) {
+    uint8_t seen = 0;
+    for (int64_t c = 0; c < key_tile; ++c) seen |= static_cast<uint8_t>(row[c] << (c / kernels::chunk_keys));
+    made.chunks.push_back(seen);
+  }
   return made;
 }
 
-AttentionArguments arguments(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern, at::TensorList tables,
-                             const optional<Tensor>& key_mask, const optional<Tensor>& mask, const optional<Tensor>& bias, double scale,
-                             int64_t offset) {
-  static patterns::Recent<PatternTiles> recent(/*most=*/32);
-  const int64_t H = q.size(1), N = q.size(2), M = k.size(2);
-  const patterns::Pattern whole{std::string(pattern), tables.vec()};
-  const auto make = [&] { return std::make_shared<const PatternTiles>(tiles_of(whole, H, N, M, offset)); };
-  AttentionArguments c{
-      .q = q, .k = k, .v = v, .mask = mask, .key_mask = key_mask, .bias = bias, .offset = offset, .origin = 0, .causal = false, .scale = scale};
-  c.pattern = tables.empty() ? recent.get({whole.expression, H, N, M, offset, key_tile}, make) : make();  // what a table holds may change
-  return c;
+/// What a table holds, in few characters: two sums of 64 bits, each of its numbers mixed with its place.
+std::string digest(const Tensor& table) {
+  const Tensor here = table.to(at::kCPU).contiguous();
+  const auto* bytes = static_cast<const uint8_t*>(here.const_data_ptr());
+  uint64_t a = 0x9e3779b97f4a7c15, b = 0xc2b2ae3d27d4eb4f;
+  for (std::size_t at = 0; at < here.nbytes(); at += sizeof(uint64_t)) {
+    uint64_t word = 0;
+    std::memcpy(&word, bytes + at, std::min(sizeof word, here.nbytes() - at));
+    a = (std::rotl(a, 29) ^ word) * 0xff51afd7ed558ccd;
+    b = (std::rotl(b, 23) + word) * 0x94d049bb133111eb ^ b >> 31;
+  }
+  return c10::str(here.scalar_type(), here.sizes(), ":", a, ":", b);
 }
-
-bool empty(const Tensor& q, const Tensor& k, const Tensor& v) { return q.numel() == 0 || k.numel() == 0 || v.numel() == 0; }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> sparse_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern, at::TensorList tables,
-                                                const optional<Tensor>& key_mask, const optional<Tensor>& mask, const optional<Tensor>& bias,
-                                                double scale, Size offset) {
-  if (empty(q, k, v)) return sparse_attention_formula(q, k, v, pattern, tables, key_mask, mask, bias, scale, offset);
-  return engine_forward(arguments(q, k, v, pattern, tables, key_mask, mask, bias, scale, offset.expect_int()));
-}
-
-Gradients sparse_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, const std::string& pattern,
-                                        const std::vector<Tensor>& tables, optional<Tensor> key_mask, optional<Tensor> mask, optional<Tensor> bias,
-                                        double scale, Size offset) {
-  const bool more = std::any_of(call.wanted.begin() + 3, call.wanted.end(), [](bool w) { return w; });  // of the bias
-  if (more || empty(q, k, v)) return std::nullopt;
-  return engine_backward(call, arguments(q, k, v, pattern, tables, key_mask, mask, bias, scale, offset.expect_int()));
+std::shared_ptr<const PatternTiles> pattern_tiles(const patterns::Pattern& pattern, int64_t heads, int64_t N, int64_t M, int64_t offset) {
+  static patterns::Recent<PatternTiles> recent(/*most=*/32);
+  const auto make = [&] { return std::make_shared<const PatternTiles>(lowered(pattern, heads, N, M, offset)); };
+  std::ostringstream name;
+  name << pattern.expression;
+  for (const Tensor& table : pattern.tables) name << ';' << digest(table);  // by what it holds, which may change
+  return recent.get({name.str(), heads, N, M, offset, key_tile}, make);
 }
 
 }  // namespace foveate::ops
