@@ -38,6 +38,7 @@ Pattern strided(int64_t stride) { return {c10::str("strided(", stride, ')')}; }
 Pattern fixed(int64_t stride, int64_t columns) { return {c10::str("fixed(", stride, ',', columns, ')')}; }
 Pattern dilated(int64_t left, int64_t right, int64_t dilation) { return {c10::str("dilated(", left, ',', right, ',', dilation, ')')}; }
 Pattern block_diagonal(int64_t size) { return {c10::str("block_diagonal(", size, ')')}; }
+Pattern block_window(int64_t size, int64_t left, int64_t right) { return {c10::str("block_window(", size, ',', left, ',', right, ')')}; }
 Pattern keys(int64_t first, int64_t last) { return {c10::str("keys(", first, ',', last, ')')}; }
 Pattern queries(int64_t first, int64_t last) { return {c10::str("queries(", first, ',', last, ')')}; }
 Pattern keys(const Tensor& positions) { return {"keys(#0)", {positions}}; }
@@ -45,6 +46,7 @@ Pattern queries(const Tensor& positions) { return {"queries(#0)", {positions}}; 
 Pattern global_tokens(int64_t count) { return queries(0, count) | keys(0, count); }
 Pattern global_tokens(const Tensor& positions) { return {"or(queries(#0),keys(#0))", {positions}}; }
 Pattern heads(int64_t first, int64_t step) { return {c10::str("heads(", first, ',', step, ')')}; }
+Pattern shifted(const Pattern& pattern, int64_t by) { return {c10::str("shifted(", pattern.expression, ',', by, ')'), pattern.tables}; }
 Pattern random_blocks(int64_t block, const Tensor& table) { return {c10::str("random_blocks(", block, ",#0)"), {table}}; }
 Pattern from_blocks(const Tensor& layout, int64_t block) { return {c10::str("blocks(", block, ",#0)"), {layout}}; }
 Pattern from_dense(const Tensor& mask) { return {"dense(#0)", {mask}}; }
