@@ -1,5 +1,6 @@
 #include <c10/util/StringUtil.h>
 #include <foveate/pattern.h>
+#include <foveate/rules.h>
 
 #include <cctype>
 
@@ -54,6 +55,17 @@ Pattern from_dense(const Tensor& mask) { return {"dense(#0)", {mask}}; }
 Tensor draw_blocks(int64_t heads, Size query_blocks, Size key_blocks, int64_t count, optional<at::Generator> generator, at::TensorOptions options) {
   const Tensor draws = at::rand_symint({heads, std::move(query_blocks), std::move(key_blocks)}, std::move(generator), options);
   return draws.argsort(int64_t{-1}).slice_symint(-1, 0, count);  // the first of a random order
+}
+
+Tensor to_blocks(const Pattern& pattern, int64_t heads, const Size& N, int64_t block, at::Device device) {
+  const auto whole = at::TensorOptions(device).dtype(at::kLong);
+  // One block more than there are, since an exported graph would refuse a size that may be 1; and heads stand between, since strides
+  // of T T beside T would tie it to one length.
+  const Size count = (N + (block - 1)) / block, more = count + 1;
+  const Tensor first = at::arange(more, whole) * block;
+  const Tensor seen =
+      parse(pattern.expression)->test({.h = at::arange(heads, whole).unsqueeze(1), .i = first.view_symint({more, 1, 1}), .j = first}, pattern.tables);
+  return seen.expand_symint({more, heads, more}).transpose(0, 1).slice_symint(1, 0, count).slice_symint(2, 0, count);
 }
 
 }  // namespace foveate::patterns

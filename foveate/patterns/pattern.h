@@ -66,6 +66,8 @@ FOVEATE_API Tensor draw_blocks(int64_t heads, Size query_blocks, Size key_blocks
                                at::TensorOptions options = {});
 /// layout bool or int [H or 1, query blocks, key blocks]
 FOVEATE_API Pattern from_blocks(const Tensor& layout, int64_t block);
+/// The layout [heads,T,T] of a pattern of blocks, for N tokens: what the first of a block sees of the first of another
+FOVEATE_API Tensor to_blocks(const Pattern& pattern, int64_t heads, const Size& N, int64_t block, at::Device device);
 /// mask bool [N,M] or [H,N,M]; its last row is the query that meets its last key, so row r stands at position r + M - N
 FOVEATE_API Pattern from_dense(const Tensor& mask);
 
