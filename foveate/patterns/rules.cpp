@@ -284,7 +284,7 @@ struct Heads final : Rule {
 // --- rules on tables ---------------------------------------------------------------------------------------------------------
 
 /// The head index into a table of one head, or of all.
-Tensor head_of(const Coordinates& at, const Tensor& table) { return table.size(0) == 1 ? at::zeros_like(at.h) : at.h; }
+Tensor head_of(const Coordinates& at, const Tensor& table) { return extent(table, 0) == 1 ? at::zeros_like(at.h) : at.h; }
 
 /// What queries of several rows see: some of the rows, all of them. row(r) gives the keys of a row.
 template <class Row> Seen over_rows(int64_t first, int64_t last, const Row& row) {
@@ -313,11 +313,11 @@ struct RandomBlocks final : Rule {
   Tensor test(const Coordinates& at, Tables tables) const override {
     const Tensor& t = in(tables);
     Tensor seen = none_like(at.i + at.j);
-    if (t.numel() == 0) return seen;
+    if (t.sym_numel() == 0) return seen;
     const Tensor row = at.i.floor_divide(block), column = at.j.floor_divide(block);
-    const Tensor drawn = at::index(t, {head_of(at, t), row.clamp(0, t.size(1) - 1)});  // [h,i,1,r]
+    const Tensor drawn = at::index(t, {head_of(at, t), row.clamp(0, extent(t, 1) - 1)});  // [h,i,1,r]
     for (const Tensor& one : drawn.unbind(-1)) seen = seen | (one == column);
-    return seen & (row >= 0) & (row < t.size(1)) & (column >= 0);
+    return seen & (row >= 0) & (row < extent(t, 1)) & (column >= 0);
   }
   Seer lower(Tables tables) const override {
     const Tensor t = in(tables).to(at::kLong).contiguous();

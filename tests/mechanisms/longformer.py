@@ -51,7 +51,7 @@ CASES = [
          **{**GLOBALS, "mask": ""}, exported_from=4, gradcheck={"B": 1, "N": 4}),
     Case("longformer_self_attention", X, {**LAYER, "dilation": [1, 2], "causal": True, "global_tokens": 2}, causal=True, exported_from=4,
          gradcheck={"B": 1, "N": 4}),
-    Case("longformer_block_attention", QKV, {"block": 4}, given=("key_mask",), mask="key_mask", exported_from=8, gradcheck=SMALL),
+    Case("longformer_block_attention", QKV, {"block": 4}, **MASKED, exported_from=8, gradcheck=SMALL),
     Case("longformer_block_attention", QKV, {"block": 3, "num_sliding_window_blocks": 2, "global_block_indices": [0, 3],
          "global_block_end_indices": [1, 5], "attention": "unidirectional", "causal": True}, causal=True, exported_from=6, gradcheck=SMALL),
     Case("longformer_block_attention", QKV, {"block": 5, "attention": "unidirectional"}, given=("mask",), make={"mask": _mask("N", "N")},

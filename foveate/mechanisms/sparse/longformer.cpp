@@ -261,9 +261,14 @@ LongformerBlockAttention::Outputs LongformerBlockAttention::forward(const Option
     pattern = pattern | patterns::queries(first * o.block, end * o.block) | patterns::keys(first * o.block, end * o.block);
   }
   if (o.attention == LongformerDirection::unidirectional) pattern = pattern & patterns::block_window(o.block, int64_t{1} << 30, 0);
-  const Tensor layout = patterns::to_blocks(pattern, plain_extent(in.q, 1), extent(in.q, 2), o.block, in.q.device());
+  const Tensor layout = patterns::to_blocks(pattern, plain_extent(in.q, 1), extent(in.k, 2), o.block, in.q.device());
   return {.out = ops::sparse_attention(in.q, in.k, in.v, causally(o, pattern), {.mask = in.mask, .key_mask = in.key_mask, .scale = o.scale}).out,
           .layout = layout};
+}
+
+std::pair<LongformerBlockAttention::Outputs, LongformerBlockAttention::State> LongformerBlockAttention::step(const Options& o, const Parameters& p,
+                                                                                                             const Inputs& in, State&& past) {
+  return layers::step_with_cache<LongformerBlockAttention>("longformer_block_attention", o, p, in, past);
 }
 
 FOVEATE_MECHANISM(LongformerBlockAttention)

@@ -1,6 +1,7 @@
 // Longformer: o_i = softmax over W(i) and the global tokens of (scale q_i.k_j), times v_j; a global token sees all.  arXiv 2004.05150
 #pragma once
 #include <foveate/contract.h>
+#include <foveate/kv_cache.h>
 #include <foveate/linear.h>
 
 namespace foveate {
@@ -180,7 +181,7 @@ assert out.shape == (1, 2, 100, 8) and layout.shape == (2, 7, 7))"};
       f("q", q, "[B,H,N,D] queries");
       f("k", k, "[B,H,N,D] keys");
       f("v", v, "[B,H,N,Dv] values");
-      f("key_mask", key_mask, "bool [B,N] True where a key takes part");
+      f("key_mask", key_mask, "bool [B,*] True where a key takes part; of all keys so far in a step");
       f("mask", mask, "bool [...] True where a key takes part, broadcastable to [B,H,N,N]");
     }
   };
@@ -192,8 +193,10 @@ assert out.shape == (1, 2, 100, 8) and layout.shape == (2, 7, 7))"};
     }
   };
   using Parameters = None;
+  using State = layers::KVCache;
   static void check(const Options&);
   static Outputs forward(const Options&, const Parameters&, const Inputs&);
+  static std::pair<Outputs, State> step(const Options&, const Parameters&, const Inputs&, State&&);
 };
 
 }  // namespace foveate
