@@ -68,10 +68,15 @@ ROWS: tuple[Row, ...] = (
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
     Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
     Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
+    Row("LongformerAttention", "Longformer (window 128, 16 global)", "qkv", "approximate", lambda size: {"window": 128, "global_tokens": 16}),
+    Row("BigBirdAttention", "BigBird (blocks of 64)", "qkv", "approximate", lambda size: {"seed": 0}),
+    Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", lambda size: _extra_globals(size)),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
     Row("LinformerMultiheadAttention", "Linformer layer (rank 128)", "vectors", "different", lambda size: _layer(size) | _linformer(size, "linear")),
+    Row("LongformerSelfAttention", "Longformer layer (window 128)", "vectors", "different", lambda size: _layer(size) | {"window": 128}),
+    Row("BigBirdSelfAttention", "BigBird layer (blocks of 64)", "vectors", "different", _layer),
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
@@ -88,6 +93,8 @@ REASONS = {
     "PMA": "pools a sequence into a few vectors",
     "RotaryEmbedding": "is a part of RotaryAttention",
     "NonLocalAttention": "is exact attention with a scale of its own",
+    "LongformerBlockAttention": "is Longformer by blocks",
+    "BigBirdBlockAttention": "is BigBird with the first blocks global",
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
@@ -106,6 +113,11 @@ def _linformer(size: Size, kind: str) -> dict[str, Any]:
 def _sparse(size: Size, pattern: str) -> dict[str, Any]:
     """The stride is about the root of the length, as in the paper."""
     return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
+
+
+def _extra_globals(size: Size) -> dict[str, Any]:
+    """The first tokens stand for the extra ones."""
+    return {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
