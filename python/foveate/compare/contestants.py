@@ -68,11 +68,14 @@ ROWS: tuple[Row, ...] = (
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
     Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
     Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
+    Row("BlockwiseAttention", "Blockwise (2 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 2)),
+    Row("BlockwiseAttention", "Blockwise (3 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 3)),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
     Row("LinformerMultiheadAttention", "Linformer layer (rank 128)", "vectors", "different", lambda size: _layer(size) | _linformer(size, "linear")),
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
+    Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
@@ -106,6 +109,12 @@ def _linformer(size: Size, kind: str) -> dict[str, Any]:
 def _sparse(size: Size, pattern: str) -> dict[str, Any]:
     """The stride is about the root of the length, as in the paper."""
     return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
+
+
+def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
+    """One head in six for each shift, as in the paper, if there are as many."""
+    shifted = max(1, size.heads // 6) if size.heads >= blocks else 0
+    return {"num_blocks": blocks, "heads_per_permutation": [size.heads - shifted * (blocks - 1), *[shifted] * (blocks - 1)]}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
