@@ -43,7 +43,7 @@ def test_counts_must_fit_the_heads() -> None:
     q = torch.randn(1, 4, 12, 4)
     with pytest.raises(ValueError, match=r"heads_per_permutation must add up to the 4 heads, got \[2, 1\]"):
         foveate.blockwise_attention(q, q, q, heads_per_permutation=[2, 1])
-    with pytest.raises(ValueError, match="permutations must be .* num_blocks = 2"):
+    with pytest.raises(ValueError, match=r"permutations must be .* num_blocks = 2"):
         foveate.blockwise_attention(q, q, q, permutations=torch.zeros(4, 3, dtype=torch.int64))
 
 

@@ -28,12 +28,12 @@ CASES = [
     Case("blockwise_attention", QKV, {"num_blocks": 3, "heads_per_permutation": [2, 1, 1]}, given=("key_mask",), mask="key_mask",
          gradcheck={"B": 1, "N": 5, "D": 2, "Dv": 2}, exported_from=4),
     Case("blockwise_attention", QKV, {"num_blocks": 4, "scale": 0.3, "dropout": 0.2}, given=("permutations", "dropout_keep"),
-         make=_permutations(4) | _keep(4), name="drawn", gradcheck=SMALL, length=(), lengths_fixed="dropout_keep has a place for each key of a block"),
+         make=_permutations(4) | _keep(4), name="drawn", gradcheck=SMALL, length=(), lengths_fixed="dropout_keep has a place for each key"),
     Case("blockwise_multihead_attention", {"B": 2, "N": 7, "E": 8}, {"embed_dim": 8, "num_heads": 4, "heads_per_permutation": [3, 1]},
          given=("key_mask",), mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3}, exported_from=3),
     Case("blockwise_multihead_attention", {"B": 2, "N": 6, "E": 8}, {"embed_dim": 8, "num_heads": 2, "num_blocks": 3, "bias": False, "dropout": 0.5},
          given=("dropout_keep",), make=_keep(3, 2), name="drawn", gradcheck={"B": 1, "N": 3}, length=(),
-         lengths_fixed="dropout_keep has a place for each key of a block"),
+         lengths_fixed="dropout_keep has a place for each key"),
 ]  # fmt: skip
 
 
