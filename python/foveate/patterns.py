@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = [
     "Pattern",
     "block_diagonal",
+    "block_window",
     "causal",
     "dilated",
     "draw_blocks",
@@ -217,6 +218,19 @@ def block_diagonal(size: int) -> Pattern:
             [0, 0, 1]], dtype=torch.int32)
     """
     return _rule("block_diagonal", size)
+
+
+def block_window(size: int, left: int, right: int) -> Pattern:
+    """From `left` positions before the query's own block of `size` positions to `right` positions behind it.
+
+    >>> foveate.patterns.block_window(2, 1, 0).to_dense(5).int()
+    tensor([[1, 1, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [0, 1, 1, 1, 0],
+            [0, 1, 1, 1, 0],
+            [0, 0, 0, 1, 1]], dtype=torch.int32)
+    """
+    return _rule("block_window", size, left, right)
 
 
 def keys(first: int, last: int) -> Pattern:
