@@ -70,12 +70,14 @@ ROWS: tuple[Row, ...] = (
     Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
     Row("BlockwiseAttention", "Blockwise (2 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 2)),
     Row("BlockwiseAttention", "Blockwise (3 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 3)),
+    Row("ImageTransformerAttention", "Image Transformer (blocks of 64, 64 each side)", "qkv", "approximate", lambda size: _local(64)),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
     Row("LinformerMultiheadAttention", "Linformer layer (rank 128)", "vectors", "different", lambda size: _layer(size) | _linformer(size, "linear")),
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
     Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
+    Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(64)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
@@ -89,6 +91,7 @@ ROWS: tuple[Row, ...] = (
 # Why a form has no row, where it is not for its input.
 REASONS = {
     "PMA": "pools a sequence into a few vectors",
+    "ImageTransformerGridAttention": "takes queries, keys and values of an image",
     "RotaryEmbedding": "is a part of RotaryAttention",
     "NonLocalAttention": "is exact attention with a scale of its own",
     "LinformerEncoder": "is a whole model",
@@ -115,6 +118,10 @@ def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
     """One head in six for each shift, as in the paper, if there are as many."""
     shifted = max(1, size.heads // 6) if size.heads >= blocks else 0
     return {"num_blocks": blocks, "heads_per_permutation": [size.heads - shifted * (blocks - 1), *[shifted] * (blocks - 1)]}
+
+
+def _local(block: int) -> dict[str, Any]:
+    return {"block_length": block, "filter_width": block}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
