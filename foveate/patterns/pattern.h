@@ -39,7 +39,7 @@ FOVEATE_API Pattern fixed(int64_t stride, int64_t columns);
 FOVEATE_API Pattern dilated(int64_t left, int64_t right, int64_t dilation);
 /// i and j lie in the same run of `size` positions
 FOVEATE_API Pattern block_diagonal(int64_t size);
-/// j lies in one of the runs of `size` positions from `left` before that of i to `right` after it
+/// From `left` positions before the run of `size` positions in which i lies to `right` positions behind it
 FOVEATE_API Pattern block_window(int64_t size, int64_t left, int64_t right);
 
 /// Keys first <= j < last, for every query

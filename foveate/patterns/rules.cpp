@@ -189,29 +189,29 @@ struct Fixed final : Rule {
   }
 };
 
-/// Blocks of `size` positions: a query sees those from `left` before its own to `right` after it.
+/// The run of `size` positions in which the query lies, and so many before and behind it: none where block_diagonal.
 struct BlockWindow final : Rule {
   int64_t size, left = 0, right = 0;
   explicit BlockWindow(const Arguments& a) {
-    const bool window = a.name == "block_window";
-    if (window) a.need(3, 0, "block_window(size,left,right)");
+    const bool wide = a.name == "block_window";
+    if (wide) a.need(3, 0, "block_window(size,left,right)");
     else a.need(1, 0, "block_diagonal(size)");
     size = a.numbers[0];
     a.need(size > 0, "size must be positive");
-    if (!window) return;
+    if (!wide) return;
     left = a.numbers[1];
     right = a.numbers[2];
-    a.need(left + right >= 0, "left + right must not be negative");
+    a.need(left + size + right >= 0, "left + size + right must not be negative");
   }
   Tensor test(const Coordinates& at, Tables) const override {
-    const Tensor distance = at.j.floor_divide(size) - at.i.floor_divide(size);
-    return (distance >= -left) & (distance <= right);
+    if (left == 0 && right == 0) return at.i.floor_divide(size) == at.j.floor_divide(size);
+    const Tensor place = at.j - at.i.floor_divide(size) * size;  // of the key, from where the run begins
+    return (place >= -left) & (place < size + right);
   }
   Seer lower(Tables) const override {
     return [*this](const Run& r) {
-      const int64_t first = floor_divide(r.first, size), last = floor_divide(r.last - 1, size);
-      return Seen{.some = interval((first - left) * size, (last + right + 1) * size, r.keys),
-                  .every = interval((last - left) * size, (first + right + 1) * size, r.keys)};
+      const int64_t first = floor_divide(r.first, size) * size, last = floor_divide(r.last - 1, size) * size;  // runs begin here
+      return Seen{.some = interval(first - left, last + size + right, r.keys), .every = interval(last - left, first + size + right, r.keys)};
     };
   }
 };

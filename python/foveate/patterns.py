@@ -222,14 +222,14 @@ def block_diagonal(size: int) -> Pattern:
 
 
 def block_window(size: int, left: int, right: int) -> Pattern:
-    """Keys of the blocks of `size` positions from `left` before the query's own to `right` after it.
+    """From `left` positions before the query's own block of `size` positions to `right` positions behind it.
 
     >>> foveate.patterns.block_window(2, 1, 0).to_dense(5).int()
     tensor([[1, 1, 0, 0, 0],
             [1, 1, 0, 0, 0],
-            [1, 1, 1, 1, 0],
-            [1, 1, 1, 1, 0],
-            [0, 0, 1, 1, 1]], dtype=torch.int32)
+            [0, 1, 1, 1, 0],
+            [0, 1, 1, 1, 0],
+            [0, 0, 0, 1, 1]], dtype=torch.int32)
     """
     return _rule("block_window", size, left, right)
 

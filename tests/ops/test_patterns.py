@@ -52,6 +52,10 @@ def dilated(left: int, right: int, dilation: int) -> Known:
     return Known(patterns.dilated(left, right, dilation), lambda i, j, h: j - i in steps)
 
 
+def block_window(size: int, left: int, right: int) -> Known:
+    return Known(patterns.block_window(size, left, right), lambda i, j, h: i // size * size - left <= j < (i // size + 1) * size + right)
+
+
 def tokens(positions: list[int], rows: bool, columns: bool) -> Known:
     pattern = patterns.global_tokens(positions, rows=rows, columns=columns)
     return Known(pattern, lambda i, j, h: (rows and i in positions) or (columns and j in positions))
@@ -100,10 +104,7 @@ RULES: list[Known] = [
     *(Known(patterns.fixed(s, c), lambda i, j, h, s=s, c=c: j % s >= s - c) for s, c in ((1, 1), (4, 1), (20, 3), (33, 33), (8, 0))),
     *(dilated(*numbers) for numbers in ((2, 2, 1), (3, 1, 2), (4, 0, 19), (-1, 3, 5), (1, 1, 40))),
     *(Known(patterns.block_diagonal(s), lambda i, j, h, s=s: i // s == j // s) for s in (1, 5, 16, 50)),
-    *(
-        Known(patterns.block_window(*numbers), lambda i, j, h, s=numbers[0], a=numbers[1], b=numbers[2]: i // s - a <= j // s <= i // s + b)
-        for numbers in ((1, 2, 0), (5, 1, 1), (16, 0, 1), (7, -1, 3), (50, 2, 2))
-    ),
+    *(block_window(*numbers) for numbers in ((5, 0, 0), (6, 11, 0), (4, 3, 9), (3, 7, -3), (7, -2, 2), (16, 20, 20), (50, 1, 0))),
     Known(patterns.keys(3, 11), lambda i, j, h: 3 <= j < 11),
     Known(patterns.queries(-5, 4), lambda i, j, h: -5 <= i < 4),
     Known(patterns.global_tokens(3), lambda i, j, h: (i < 3 and i >= 0) or j < 3),
@@ -257,8 +258,9 @@ ERRORS = [
     ("fixed(4,5)", r"columns must lie in 0\.\.stride"),
     ("dilated(1,1,0)", "dilation must be positive"),
     ("sliding_window(-3,2)", "left \\+ right must not be negative"),
+    ("block_window(3,-2,-2)", "left \\+ size \\+ right must not be negative"),
+    ("block_window(3)", r"must be written block_window\(size,left,right\)"),
     ("block_diagonal(9999999999)", "whole number up to 2\\^31"),
-    ("block_window(4,1,-2)", "left \\+ right must not be negative"),
     ("blocks(0,#0)", "block must be positive"),
     ("shifted(causal(),-1)", "by must not be negative"),
     ("shifted(causal())", r"must be written shifted\(rule,by\)"),

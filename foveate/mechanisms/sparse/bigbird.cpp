@@ -75,7 +75,7 @@ template <class Options> struct BigBird {
     const Size N = extent(q, 2);
     const auto whole = q.options().dtype(at::kLong);
     const Tensor last = at::arange(N, whole).slice(0, -1).floor_divide(o.block) * o.block + at::arange(o.block, whole);  // its tokens
-    const Pattern base = patterns::block_window(o.block, half(), half()) | patterns::global_tokens(o.block) | patterns::global_tokens(last);
+    const Pattern base = patterns::block_window(o.block, o.block * half(), o.block * half()) | patterns::global_tokens(o.block) | patterns::global_tokens(last);
     if (o.num_random_blocks == 0 && !random_blocks) return attend(base).out;
     const Tensor drawn = table(blocks(N));
     if (!o.repeats) return attend(base | patterns::random_blocks(o.block, drawn)).out;
@@ -88,7 +88,7 @@ template <class Options> struct BigBird {
   Tensor external() const {
     const int64_t g = o.num_extra_globals;
     const Size N = extent(q, 2);
-    Pattern among = patterns::block_window(o.block, half(), half());
+    Pattern among = patterns::block_window(o.block, o.block * half(), o.block * half());
     if ((o.num_random_blocks > 0 || random_blocks) && N > g) among = among | patterns::random_blocks(o.block, table(blocks(N - g)));
     return attend(patterns::global_tokens(g) | patterns::shifted(among, g)).out;
   }
@@ -161,7 +161,7 @@ BigBirdBlockAttention::Outputs BigBirdBlockAttention::forward(const Options& o, 
   const int64_t half = o.num_sliding_window_blocks / 2, globals = o.num_global_blocks * o.block;
   const int64_t heads = plain_extent(in.q, 1), layouts = o.different_layout_per_head ? heads : 1;
   const Size M = extent(in.k, 2), count = (M + (o.block - 1)) / o.block;
-  Pattern pattern = patterns::block_window(o.block, half, half) | patterns::global_tokens(globals);
+  Pattern pattern = patterns::block_window(o.block, o.block * half, o.block * half) | patterns::global_tokens(globals);
   if (in.random_blocks) {
     TORCH_CHECK_VALUE(extent(*in.random_blocks, 0) == layouts && extent(*in.random_blocks, 1) >= count,
                       "big_bird_block_attention: random_blocks must be [", layouts, ", ", count, ", r], got ", in.random_blocks->sym_sizes());

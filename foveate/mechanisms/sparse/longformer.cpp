@@ -13,7 +13,7 @@ using patterns::Pattern;
 
 /// W of every head.
 template <class Options> Pattern local_set(const Options& o, const Tensor& q) {
-  if (o.window_kind != LongformerWindow::sliding) return patterns::block_window(o.window, 1, o.causal ? 0 : 1);
+  if (o.window_kind != LongformerWindow::sliding) return patterns::block_window(o.window, o.window, o.causal ? 0 : o.window);
   const auto window = [&](int64_t dilation) { return patterns::dilated(o.window, o.causal ? 0 : o.window, dilation); };
   if (std::all_of(o.dilation.begin(), o.dilation.end(), [&](int64_t d) { return d == o.dilation[0]; })) return window(o.dilation[0]);
   const auto heads = static_cast<int64_t>(o.dilation.size());
@@ -255,7 +255,7 @@ void LongformerBlockAttention::check(const Options& o) {
 
 LongformerBlockAttention::Outputs LongformerBlockAttention::forward(const Options& o, const Parameters&, const Inputs& in) {
   const int64_t half = o.num_sliding_window_blocks / 2;
-  Pattern pattern = patterns::block_window(o.block, half, half);
+  Pattern pattern = patterns::block_window(o.block, o.block * half, o.block * half);
   for (std::size_t g = 0; g < o.global_block_indices.size(); ++g) {
     const int64_t first = o.global_block_indices[g], end = o.global_block_end_indices.empty() ? first + 1 : o.global_block_end_indices[g];
     pattern = pattern | patterns::queries(first * o.block, end * o.block) | patterns::keys(first * o.block, end * o.block);

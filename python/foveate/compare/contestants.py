@@ -71,6 +71,9 @@ ROWS: tuple[Row, ...] = (
     Row("LongformerAttention", "Longformer (window 128, 16 global)", "qkv", "approximate", lambda size: {"window": 128, "global_tokens": 16}),
     Row("BigBirdAttention", "BigBird (blocks of 64)", "qkv", "approximate", lambda size: {"seed": 0}),
     Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", lambda size: _extra_globals(size)),
+    Row("BlockwiseAttention", "Blockwise (2 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 2)),
+    Row("BlockwiseAttention", "Blockwise (3 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 3)),
+    Row("ImageTransformerAttention", "Image Transformer (blocks of 64, 64 each side)", "qkv", "approximate", lambda size: _local(64)),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
@@ -78,6 +81,8 @@ ROWS: tuple[Row, ...] = (
     Row("LongformerSelfAttention", "Longformer layer (window 128)", "vectors", "different", lambda size: _layer(size) | {"window": 128}),
     Row("BigBirdSelfAttention", "BigBird layer (blocks of 64)", "vectors", "different", _layer),
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
+    Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
+    Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(64)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
@@ -91,6 +96,7 @@ ROWS: tuple[Row, ...] = (
 # Why a form has no row, where it is not for its input.
 REASONS = {
     "PMA": "pools a sequence into a few vectors",
+    "ImageTransformerGridAttention": "takes queries, keys and values of an image",
     "RotaryEmbedding": "is a part of RotaryAttention",
     "NonLocalAttention": "is exact attention with a scale of its own",
     "LongformerBlockAttention": "is Longformer by blocks",
@@ -118,6 +124,14 @@ def _sparse(size: Size, pattern: str) -> dict[str, Any]:
 def _extra_globals(size: Size) -> dict[str, Any]:
     """The first tokens stand for the extra ones."""
     return {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0}
+def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
+    """One head in six for each shift, as in the paper, if there are as many."""
+    shifted = max(1, size.heads // 6) if size.heads >= blocks else 0
+    return {"num_blocks": blocks, "heads_per_permutation": [size.heads - shifted * (blocks - 1), *[shifted] * (blocks - 1)]}
+
+
+def _local(block: int) -> dict[str, Any]:
+    return {"block_length": block, "filter_width": block}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
