@@ -10,7 +10,7 @@ from tests.contract import Case, call
 
 QKV = {"B": 2, "H": 4, "Hk": 2, "N": 26, "M": 26, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "Hk": 2, "N": 5, "M": 5, "D": 2, "Dv": 2}
-SEQUENCE = {"B": 2, "N": 13, "M": 5, "E": 8}
+SEQUENCE = {"B": 2, "N": 13, "M": 9, "E": 8}
 TINY = {"B": 1, "N": 5, "M": 2}
 GRID = {"block_length": 4}
 LAYER = {"embed_dim": 8, "num_heads": 2, "attention_dim": 4, **GRID}

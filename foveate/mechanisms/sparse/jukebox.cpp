@@ -9,29 +9,29 @@ namespace {
 using patterns::Pattern;
 using enum JukeboxPattern;
 
-/// The keys of all rows stand in one place of the grid: [B,...,N,D] -> [B,...,rows,block_length,D], zeros behind the end.
-Tensor in_rows(const Tensor& x, int64_t block_length) {
-  const Size N = extent(x, -2), rows = (N + (block_length - 1)) / block_length;
-  return at::constant_pad_nd_symint(x, {0, 0, 0, rows * block_length - N}).unflatten_symint(-2, {rows, block_length});
-}
+/// How many rows N positions take.
+Size rows_of(const Size& N, int64_t block_length) { return (N + (block_length - 1)) / block_length; }
 
 /// Within columns: each is a sequence of its own, of one position in every row.
 Tensor attend_in_columns(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask) {
-  const Size N = extent(q, 2);
   const int64_t columns = o.block_length;
-  const auto split = [&](const Tensor& x) { return in_rows(x, columns).permute({0, 3, 1, 2, 4}).flatten(0, 1); };  // [B columns,H,rows,D]
-  optional<Tensor> there;                                                                                          // [B columns,rows]
+  const Size N = extent(q, 2), rows = rows_of(N, columns);
+  const Tensor place = at::arange(rows * columns, q.options().dtype(at::kLong));
+  const auto split = [&](const Tensor& x) {  // [B,N,...] -> [B columns,rows,...]; the last stands in for those behind the end
+    return x.index_select(1, place.clamp_max(N - 1)).unflatten_symint(1, {rows, columns}).transpose(1, 2).flatten(0, 1);
+  };
+  const auto by_head = [&](const Tensor& x) { return split(x.transpose(1, 2)).transpose(1, 2); };  // [B columns,H,rows,D]
+  optional<Tensor> there;                                                                          // [B columns,rows]
   if (key_mask || !o.causal) {  // else only queries behind the end see the keys behind the end
-    const Tensor mask = key_mask.value_or(at::ones_symint({extent(k, 0), N}, k.options().dtype(at::kBool)));
-    there = in_rows(mask.unsqueeze(-1), columns).squeeze(-1).transpose(1, 2).flatten(0, 1);
+    there = split(key_mask.value_or(at::ones_symint({extent(k, 0), N}, k.options().dtype(at::kBool)))) &
+            (place < N).unflatten_symint(0, {rows, columns}).t().repeat_symint({extent(k, 0), 1});
   }
-  const Tensor out = ops::attention(split(q), split(k), split(v), {.key_mask = there, .causal = o.causal, .scale = o.scale}).out;
-  return out.unflatten(0, {-1, columns}).permute({0, 2, 3, 1, 4}).flatten(2, 3).narrow_symint(2, 0, N);
-}
-
-/// The last `spread` keys of every row, those of an unfinished row too: [B,H,N,D] -> [B,H,rows spread,D]
-Tensor summaries(const Tensor& x, int64_t block_length, int64_t spread) {
-  return in_rows(x, block_length).narrow(-2, block_length - spread, spread).flatten(-3, -2);
+  const Tensor out = ops::attention(by_head(q), by_head(k), by_head(v), {.key_mask = there, .causal = o.causal, .scale = o.scale}).out;
+  // Back to one line by index: torch.export cannot bound a folding of rows and columns.
+  const Tensor n = at::arange(N, place.options()), h = at::arange(extent(q, 1), place.options()).unsqueeze(-1);
+  const Tensor column = at::arange(extent(q, 0), place.options()).view_symint({-1, 1, 1}) * columns + n.remainder(columns);  // [B,1,N]
+  const c10::List<optional<Tensor>> where({column, h, n.floor_divide(columns)});
+  return at::index(out, where);
 }
 
 /// Attention to `nulls` keys of logit 0 and value 0 besides: their share of the sum is lost.
@@ -40,29 +40,43 @@ Tensor with_null_keys(const ops::Attended& attended, int64_t nulls) {
   return attended.out * share.unsqueeze(-1).to(attended.out.scalar_type());
 }
 
-/// To summaries of rows; forward is a step from an empty state.
-std::pair<Tensor, JukeboxState> attend_to_summaries(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v,
-                                                    const optional<Tensor>& key_mask, const JukeboxState& past) {
-  const int64_t length = o.block_length, spread = o.pattern == summary ? 1 : o.spread;
-  const auto behind = [](const Tensor& before, const Tensor& x) { return before.defined() ? at::cat({before, x}, 2) : x; };
-  const Tensor row_k = behind(past.k, k), row_v = behind(past.v, v);  // from the start of a row
-  const Tensor keys = behind(past.summary_k, summaries(row_k, length, spread)), values = behind(past.summary_v, summaries(row_v, length, spread));
+/// The last `spread` keys of each row summarise it.
+struct Summaries {
+  int64_t length, spread;
+  explicit Summaries(const JukeboxAttention::Options& o) : length(o.block_length), spread(o.pattern == summary ? 1 : o.spread) {}
 
-  const Size rows = past.summary_k.defined() ? extent(past.summary_k, 2) / spread : Size(0);  // finished before
-  const Size N = extent(q, 2), behind_end = rows * length + extent(row_k, 2);
-  const auto whole = q.options().dtype(at::kLong);
-  const Tensor number = at::arange(extent(keys, 2), whole), row = number.floor_divide(spread);
-  const Tensor j = row * length + (length - spread) + number.remainder(spread);  // where the summaries stand
-  Tensor seen = o.causal ? j <= at::arange(behind_end - N, behind_end, whole).unsqueeze(-1) : (j < behind_end).unsqueeze(0);  // [N or 1,S]
-  if (o.blocks) seen = seen & (row < *o.blocks - 1);
-  const auto there = key_mask ? optional(summaries(key_mask->unsqueeze(1).unsqueeze(-1), length, spread).squeeze(-1).squeeze(1)) : std::nullopt;
-  const Tensor out = with_null_keys(ops::attention(q, keys, values, {.mask = seen, .key_mask = there, .scale = o.scale}), spread);
+  /// Where those of N positions stand: [rows spread]. Those of an unfinished row may stand behind the end.
+  Tensor places(const Size& N, const Tensor& like) const {
+    const Tensor number = at::arange(rows_of(N, length) * spread, like.options().dtype(at::kLong));
+    return number.floor_divide(spread) * length + (length - spread) + number.remainder(spread);
+  }
+  /// x [B,...,N,...] -> [B,...,rows spread,...]; the last stands in for those behind the end.
+  Tensor pick(const Tensor& x, int64_t dim) const { return x.index_select(dim, places(extent(x, dim), x).clamp_max(extent(x, dim) - 1)); }
 
-  const Size finished = extent(row_k, 2) / length;
-  const auto kept = [&](const Tensor& x) { return x.narrow_symint(2, 0, (rows + finished) * spread); };
-  const auto at_hand = [&](const Tensor& x) { return x.slice_symint(2, finished * length); };
-  return {out, {.k = at_hand(row_k), .v = at_hand(row_v), .summary_k = kept(keys), .summary_v = kept(values)}};
-}
+  /// Attention of the last positions, of N so far, to the summaries k [B,H,S,D] of all rows.
+  Tensor attend(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
+                const Size& N) const {
+    const Tensor j = places(N, q);  // [S]
+    const Tensor i = at::arange(N - extent(q, 2), N, j.options()).unsqueeze(-1);
+    Tensor seen = o.causal ? j <= i : (j < N).unsqueeze(0);  // [N or 1,S]
+    if (o.blocks) seen = seen & (j < (*o.blocks - 1) * length);
+    const auto there = key_mask ? optional(pick(*key_mask, 1)) : std::nullopt;
+    return with_null_keys(ops::attention(q, k, v, {.mask = seen, .key_mask = there, .scale = o.scale}), spread);
+  }
+
+  /// The same of new tokens, the rows finished before being known by their summaries.
+  std::pair<Tensor, JukeboxState> step(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v,
+                                       const optional<Tensor>& key_mask, const JukeboxState& past) const {
+    const auto behind = [](const Tensor& before, const Tensor& x) { return before.defined() ? at::cat({before, x}, 2) : x; };
+    const Tensor row_k = behind(past.k, k), row_v = behind(past.v, v);  // from the start of a row
+    const Tensor keys = behind(past.summary_k, pick(row_k, 2)), values = behind(past.summary_v, pick(row_v, 2));
+    const Size before = past.summary_k.defined() ? extent(past.summary_k, 2) / spread : Size(0), finished = extent(row_k, 2) / length;  // rows
+    const Tensor out = attend(o, q, keys, values, key_mask, before * length + extent(row_k, 2));
+    const auto kept = [&](const Tensor& x) { return x.narrow_symint(2, 0, (before + finished) * spread); };
+    const auto at_hand = [&](const Tensor& x) { return x.slice_symint(2, finished * length); };
+    return {out, {.k = at_hand(row_k), .v = at_hand(row_v), .summary_k = kept(keys), .summary_v = kept(values)}};
+  }
+};
 
 /// How many tokens in front all see.
 int64_t primed(const JukeboxAttention::Options& o) { return o.prime_rounds_up ? (o.prime_len / *o.blocks + 1) * *o.blocks : o.prime_len; }
@@ -111,7 +125,10 @@ Tensor JukeboxAttention::forward(const Options& o, const Parameters&, const Inpu
   if (o.pattern == dense || o.pattern == cross) {
     return ops::attention(in.q, in.k, in.v, {.key_mask = in.key_mask, .causal = o.causal && o.pattern == dense, .scale = o.scale}).out;
   }
-  if (to_summaries(o)) return attend_to_summaries(o, in.q, in.k, in.v, in.key_mask, {}).first;
+  if (to_summaries(o)) {
+    const Summaries rows(o);
+    return rows.attend(o, in.q, rows.pick(in.k, 2), rows.pick(in.v, 2), in.key_mask, extent(in.q, 2));
+  }
   if (o.pattern == transpose_block) return attend_in_columns(o, in.q, in.k, in.v, in.key_mask);
   return attend_by_pattern(o, in.q, in.k, in.v, in.key_mask);
 }
@@ -123,7 +140,7 @@ std::pair<Tensor, JukeboxAttention::State> JukeboxAttention::step(const Options&
     return {out, {.k = in.k, .v = in.v, .summary_k = none(in.k), .summary_v = none(in.v)}};
   }
   TORCH_CHECK_VALUE(o.causal, "jukebox_step: causal must be True for the form to stream, got False");
-  if (to_summaries(o)) return attend_to_summaries(o, in.q, in.k, in.v, in.key_mask, past);
+  if (to_summaries(o)) return Summaries(o).step(o, in.q, in.k, in.v, in.key_mask, past);
 
   const Tensor k = past.k.defined() ? at::cat({past.k, in.k}, 2) : in.k, v = past.v.defined() ? at::cat({past.v, in.v}, 2) : in.v;
   optional<Tensor> key_mask = in.key_mask;

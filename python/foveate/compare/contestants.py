@@ -68,6 +68,9 @@ ROWS: tuple[Row, ...] = (
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
     Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
     Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
+    Row("JukeboxAttention", "Jukebox (row)", "qkv", "approximate", lambda size: _jukebox(size, "block")),
+    Row("JukeboxAttention", "Jukebox (column)", "qkv", "approximate", lambda size: _jukebox(size, "transpose_block")),
+    Row("JukeboxAttention", "Jukebox (previous row)", "qkv", "approximate", lambda size: _jukebox(size, "prev_block")),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
@@ -88,6 +91,7 @@ REASONS = {
     "PMA": "pools a sequence into a few vectors",
     "RotaryEmbedding": "is a part of RotaryAttention",
     "NonLocalAttention": "is exact attention with a scale of its own",
+    "JukeboxTransformer": "is a whole model",
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
@@ -106,6 +110,11 @@ def _linformer(size: Size, kind: str) -> dict[str, Any]:
 def _sparse(size: Size, pattern: str) -> dict[str, Any]:
     """The stride is about the root of the length, as in the paper."""
     return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
+
+
+def _jukebox(size: Size, pattern: str) -> dict[str, Any]:
+    """As many rows as columns, about."""
+    return {"pattern": pattern, "block_length": 2 ** round(math.log2(size.length) / 2)}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
