@@ -74,6 +74,9 @@ ROWS: tuple[Row, ...] = (
     Row("BlockwiseAttention", "Blockwise (2 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 2)),
     Row("BlockwiseAttention", "Blockwise (3 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 3)),
     Row("ImageTransformerAttention", "Image Transformer (blocks of 64, 64 each side)", "qkv", "approximate", lambda size: _local(64)),
+    Row("JukeboxAttention", "Jukebox (row)", "qkv", "approximate", lambda size: _jukebox(size, "block")),
+    Row("JukeboxAttention", "Jukebox (column)", "qkv", "approximate", lambda size: _jukebox(size, "transpose_block")),
+    Row("JukeboxAttention", "Jukebox (previous row)", "qkv", "approximate", lambda size: _jukebox(size, "prev_block")),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
@@ -101,6 +104,7 @@ REASONS = {
     "NonLocalAttention": "is exact attention with a scale of its own",
     "LongformerBlockAttention": "is Longformer by blocks",
     "BigBirdBlockAttention": "is BigBird with the first blocks global",
+    "JukeboxTransformer": "is a whole model",
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
@@ -124,6 +128,8 @@ def _sparse(size: Size, pattern: str) -> dict[str, Any]:
 def _extra_globals(size: Size) -> dict[str, Any]:
     """The first tokens stand for the extra ones."""
     return {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0}
+
+
 def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
     """One head in six for each shift, as in the paper, if there are as many."""
     shifted = max(1, size.heads // 6) if size.heads >= blocks else 0
@@ -132,6 +138,11 @@ def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
 
 def _local(block: int) -> dict[str, Any]:
     return {"block_length": block, "filter_width": block}
+
+
+def _jukebox(size: Size, pattern: str) -> dict[str, Any]:
+    """As many rows as columns, about."""
+    return {"pattern": pattern, "block_length": 2 ** round(math.log2(size.length) / 2)}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
