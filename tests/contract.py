@@ -24,6 +24,7 @@ from torch import Tensor
 
 import foveate
 from foveate._catalog import Field, FormCard, forms
+from foveate._checkpoints import renamed, sources
 
 Inputs = dict[str, Any]
 
@@ -119,6 +120,15 @@ def call(
     for slot in slots:
         lists["buffers" if slot["buffer"] else "parameters"].append(parameters.get(slot["name"]))
     return function(**inputs, **lists, **options)
+
+
+def published(form: str, t: Mapping[str, Tensor], source: str = "paper", below: str = "") -> dict[str, Tensor]:
+    """The `param.*` tensors of a golden case under our names, by the map of the package; `below` chooses those with a prefix, which it drops."""
+    prefix = f"param.{below}"
+    state = {name.removeprefix(prefix): x for name, x in t.items() if name.startswith(prefix)}
+    found, unknown = renamed(sources(forms()[form])[source], state)
+    assert not unknown, f"{form} from {source}: no place for {unknown}"
+    return found
 
 
 def first(outputs: Any) -> Tensor:

@@ -97,6 +97,84 @@ def test_learned_positions_against_a_plain_loop(clamp_len: int | None) -> None:
     torch.testing.assert_close(layer(x, memory), y + (z @ up.weight.T + up.bias).relu() @ down.weight.T + down.bias)
 
 
+def attention_of(layer: foveate.nn.Layer, context: Tensor, segment: int) -> Tensor:
+    """Causal attention without positions, from the last tokens of a context [1,M,6]."""
+    q, k, v = (context @ layer.block.qkv.weight.T).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.transpose(1, 2).flatten(2)[:, -segment:] @ layer.block.out.weight.T
+
+
+def rest_of(layer: foveate.nn.Layer, y: Tensor) -> Tensor:
+    """What follows the first residual sum: norms and network."""
+    block = layer.block
+    up, down, norms = block.feed_forward.up, block.feed_forward.down, (block.attention_norm, block.feed_forward_norm)
+    z = torch.nn.functional.layer_norm(y, (6,), norms[0].weight, norms[0].bias)
+    return torch.nn.functional.layer_norm(z + (z @ up.weight.T + up.bias).relu() @ down.weight.T + down.bias, (6,), norms[1].weight, norms[1].bias)
+
+
+def test_absolute_learned_positions_join_segment_and_memory_from_the_end() -> None:
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 6, "num_heads": 2, "head_dim": 3, "inner_dim": 8}
+    layer = foveate.nn.TransformerXLLayer(**sizes, position="absolute_learned", table_length=5, dtype=torch.float64)
+    x, memory = torch.randn(1, 3, 6, dtype=torch.float64), torch.randn(1, 4, 6, dtype=torch.float64)
+    table = layer.block.distance_keys.flatten(1)
+    context = torch.cat([memory, x], 1) + table[[0, 0, 0, 1, 2, 3, 4]]  # the last row is distance 0; the first serves all beyond
+    torch.testing.assert_close(layer(x, memory), rest_of(layer, context[:, -3:] + attention_of(layer, context, 3)))
+
+
+def test_absolute_sinusoids_join_the_embeddings_once() -> None:
+    xl, ids = model(num_layers=1, position="absolute", mem_len=9), tokens(8, b=1)
+    layer = foveate.nn.TransformerXLLayer(embed_dim=6, num_heads=2, head_dim=4, inner_dim=8, position="absolute", dtype=torch.float64)
+    layer.load_state_dict({name.replace("layers.0", "block"): x for name, x in xl.state_dict().items() if name != "embedding"})
+    angle = torch.arange(7, -1, -1)[:, None] * 10000.0 ** (-torch.arange(3).double() / 3)
+    context = xl.embedding[ids] * 6**0.5 + torch.cat([angle.sin(), angle.cos()], -1)
+    _, state = xl.step(ids[:, :5])
+    torch.testing.assert_close(state[1], xl.embedding[ids[:, :5]] * 6**0.5)
+    out, _ = xl.step(ids[:, 5:], state=state)
+    torch.testing.assert_close(out, rest_of(layer, context[:, -3:] + attention_of(layer, context, 3)))
+    assert not [name for name in xl.state_dict() if "bias" in name.split(".")[0]]
+
+
+def test_dropout_is_of_training_and_comes_from_the_generator() -> None:
+    xl, plain, ids = model(dropout=0.3, attention_dropout=0.2), model(), tokens(6)
+    torch.testing.assert_close(xl.eval()(ids), plain(ids))
+    xl.train()
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        out, state = xl.step(ids)
+        torch.manual_seed(seed)
+        assert torch.equal(out, xl(ids))  # the same draws, one segment
+        draws.append(out)
+    assert torch.equal(draws[0], draws[1]) and not torch.allclose(draws[0], draws[2])
+    assert (draws[0] == 0).double().mean() == pytest.approx(0.3, abs=0.2)  # of the results
+    assert (state[1] == 0).any() and not (state[1] == 0).all()  # of the embeddings
+
+
+def test_the_draws_of_a_layer_drop_where_the_paper_says() -> None:
+    sizes = {"embed_dim": 6, "num_heads": 2, "head_dim": 4, "inner_dim": 8, "dtype": torch.float64}
+    layer = foveate.nn.TransformerXLLayer(**sizes, dropout=0.5).eval()
+    x = torch.randn(1, 3, 6, dtype=torch.float64)
+    nothing = torch.zeros(1, 3, 6, dtype=torch.bool)
+    norms = layer.block.attention_norm, layer.block.feed_forward_norm
+    z = torch.nn.functional.layer_norm(x, (6,), norms[0].weight, norms[0].bias)
+    want = torch.nn.functional.layer_norm(z, (6,), norms[1].weight, norms[1].bias)
+    torch.testing.assert_close(layer(x, output_keep=nothing, network_keep=nothing), want)
+    with_half = foveate.nn.TransformerXLLayer(**sizes, attention_dropout=0.5).eval()
+    with_half.load_state_dict(layer.state_dict())
+    everything = torch.ones(1, 2, 3, 3, dtype=torch.bool)
+    with torch.no_grad():
+        layer.block.out.weight.mul_(2)
+    torch.testing.assert_close(with_half(x, attention_keep=everything), layer(x))  # weights kept are doubled
+
+
+def test_a_tensor_that_the_options_need_is_asked_for() -> None:
+    layer = foveate.nn.TransformerXLLayer(embed_dim=6, num_heads=2, head_dim=4, inner_dim=8)
+    layer.bias.position = None
+    with pytest.raises(ValueError, match=r"bias\.position is missing"):
+        layer(torch.randn(1, 3, 6))
+
+
 def test_biases_are_tied_unless_told() -> None:
     names = {n for n in model().state_dict() if n.startswith("biases")}
     assert names == {"biases.0.content", "biases.0.position"}
@@ -126,6 +204,8 @@ def test_impossible_states_and_options_are_refused() -> None:
         ({"same_length": True, "mem_len": 0}, "mem_len must be positive with same_length"),
         ({"clamp_len": 0}, "clamp_len must be positive"),
         ({"ext_len": -1}, "ext_len must not be negative"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"position": "absolute_learned"}, r"embed_dim must be num_heads \* head_dim"),
     ):
         with pytest.raises(ValueError, match=message):
             model(**options)

@@ -71,7 +71,7 @@ def function(card: Card, form: FormCard, step: bool) -> list[str]:
     # An optional input may stand before one that is not: Python wants the rest by name then.
     arguments = positional(form.inputs) + (["state: list[Tensor] | None = None"] if step else [])
     named = ["parameters: list[Tensor]", "buffers: list[Tensor]"] if form.listed else [argument(field) for field in form.parameters]
-    named += [argument(field) for field in form.options] + (["training: bool = False"] if form.training and not step else [])
+    named += [argument(field) for field in form.options] + (["training: bool = False"] if (form.step_training if step else form.training) else [])
     if named and "*" not in arguments:
         arguments.append("*")
     return [*lines, *call(form.name + ("_step" if step else ""), arguments + named, returns, "", f"{card.title}: {form.summary}."), ""]
@@ -115,11 +115,11 @@ class Signatures(ast.NodeTransformer):
 
 
 def by_hand(module: ModuleType) -> list[str]:
-    """The imports and classes that a module writes by hand, without bodies."""
+    """The imports, classes and functions that a module writes by hand, without bodies."""
     tree = ast.parse(inspect.getsource(module))
     imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.ImportFrom)]
-    classes = ["\n" + ast.unparse(Signatures().visit(node)) for node in tree.body if isinstance(node, ast.ClassDef)]
-    return [*imports, *classes]
+    public = [n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and not n.name.startswith("_")]
+    return [*imports, *("\n" + ast.unparse(Signatures().visit(node)) for node in public)]
 
 
 def module_of_functions() -> list[str]:

@@ -22,7 +22,7 @@
 //   struct Outputs { Tensor out; ... fields }   several results; forward then returns Outputs instead of Tensor.
 //   struct State { ... fields } and static Outputs step(options, parameters, inputs, State&&)   the streaming form; the state goes
 //                                               in and comes out (step returns std::pair<result, State>); an empty State starts.
-//   a last parameter `bool training` of forward, for forms that behave differently in training.
+//   a last parameter `bool training` of forward (and of step), for forms that behave differently in training.
 //   static Parameters shape(const Options&)     needed where Parameters holds a std::vector<Group>: sized, tensors left empty.
 //   static void check(const Options&)           refuses impossible options, naming them.
 // A member that fields() forgets is refused when the library loads.

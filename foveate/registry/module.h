@@ -54,7 +54,7 @@ template <class F> class ModuleImpl final : public torch::nn::Module {
   auto step(const Inputs& inputs) requires registry::Streams<F> { return step(inputs, typename F::State{}); }
   template <class State> auto step(const Inputs& inputs, State state) requires registry::Streams<F> {
     check(inputs);
-    return F::step(options_, tensors_, inputs, std::move(state));
+    return registry::run_step<F>(options_, tensors_, inputs, std::move(state), is_training());
   }
 
   const Options& options() const { return options_; }

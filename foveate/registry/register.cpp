@@ -71,7 +71,7 @@ std::string step_schema(const FormInfo& info) {
   s << info.name << "_step(";
   write_inputs(s, info);
   s << ", Tensor[]? state=None";
-  write_named(s, info, true, false, false);
+  write_named(s, info, true, info.step_training, false);
   s << ") -> (";
   for (const auto& field : info.outputs) s << field.type << ' ' << field.name << ", ";
   return s.str() + "Tensor[] next_state)";
@@ -315,7 +315,11 @@ std::string catalogue_json() {
     w.key("forms").open('[');
     for (const FormInfo* form : forms) {
       w.open('{').pair("name", form->name).pair("class_name", form->class_name).pair("summary", form->form.summary);
-      w.pair("example", form->form.example).pair("listed", form->listed).pair("training", form->training).pair("streams", form->streams);
+      w.pair("example", form->form.example)
+          .pair("listed", form->listed)
+          .pair("training", form->training)
+          .pair("step_training", form->step_training)
+          .pair("streams", form->streams);
       w.pair("has_parameters", form->init != nullptr);
       write_fields(w, "inputs", form->inputs);
       write_fields(w, "parameters", form->parameters);

@@ -32,7 +32,7 @@ struct FormInfo {
   Form form;
   std::vector<Field> inputs, parameters, options, outputs, state;
   bool listed = false;  // parameters travel as two lists: some group is variable in number
-  bool training = false;
+  bool training = false, step_training = false;
   bool streams = false;
   void (*forward)(const FormInfo&, Stack&) = nullptr;
   void (*step)(const FormInfo&, Stack&) = nullptr;
@@ -247,6 +247,9 @@ template <class F> concept HasCheck = requires(const typename F::Options& o) { F
 template <class F> concept HasTraining =
     requires(const typename F::Options& o, const typename F::Parameters& p, const typename F::Inputs& i) { F::forward(o, p, i, true); };
 
+template <class F> concept StepHasTraining = requires(const typename F::Options& o, const typename F::Parameters& p, const typename F::Inputs& i,
+                                                      typename F::State s) { F::step(o, p, i, std::move(s), true); };
+
 template <class F> typename F::Parameters empty_parameters(const typename F::Options& options) {
   if constexpr (HasShape<F>) return F::shape(options);
   else return {};
@@ -261,6 +264,13 @@ template <class F> auto run(const typename F::Options& options, const typename F
                             bool training) {
   if constexpr (HasTraining<F>) return F::forward(options, parameters, inputs, training);
   else return F::forward(options, parameters, inputs);
+}
+
+/// The same of step.
+template <class F, class State> auto run_step(const typename F::Options& options, const typename F::Parameters& parameters,
+                                              const typename F::Inputs& inputs, State&& state, bool training) {
+  if constexpr (StepHasTraining<F>) return F::step(options, parameters, inputs, std::forward<State>(state), training);
+  else return F::step(options, parameters, inputs, std::forward<State>(state));
 }
 
 template <class T> void push_outputs(Stack& stack, T& outputs) {
@@ -299,7 +309,7 @@ template <class F> struct Call {
     const IValue* options_at = parameters_at + (info.listed ? 2 : info.parameters.size());
     Read read_options{options_at};
     options.fields(read_options);
-    if (info.training && !with_state) training = read_options.value->toBool();
+    if (with_state ? info.step_training : info.training) training = read_options.value->toBool();
     check_options<F>(options);
     Read read_inputs{arguments};
     inputs.fields(read_inputs);
@@ -329,7 +339,7 @@ template <class F> void forward_boxed(const FormInfo& info, Stack& stack) {
 }
 
 template <class F> void step_boxed(const FormInfo& info, Stack& stack) {
-  const std::size_t count = info.inputs.size() + 1 + (info.listed ? 2 : info.parameters.size()) + info.options.size();
+  const std::size_t count = info.inputs.size() + 1 + (info.listed ? 2 : info.parameters.size()) + info.options.size() + (info.step_training ? 1 : 0);
   Call<F> call(info, stack.data() + stack.size() - count, true);
   typename F::State state{};
   if (!call.state.empty()) {
@@ -337,7 +347,7 @@ template <class F> void step_boxed(const FormInfo& info, Stack& stack) {
     ReadLists lists{.parameters = values, .buffers = {}};
     state.fields(lists);
   }
-  auto [outputs, next] = F::step(call.options, call.parameters, call.inputs, std::move(state));
+  auto [outputs, next] = run_step<F>(call.options, call.parameters, call.inputs, std::move(state), call.training);
   torch::jit::drop(stack, count);
   push_outputs(stack, outputs);
   std::vector<Tensor> tensors;
@@ -390,6 +400,7 @@ template <class F> FormInfo form_info(std::string_view class_name) {
   if constexpr (Streams<F>) {
     info.streams = true;
     info.state = describe<typename F::State>(info.name + " state");
+    info.step_training = StepHasTraining<F>;
     info.step = step_boxed<F>;
   }
   if constexpr (!std::is_same_v<typename F::Parameters, None>) info.init = init_boxed<F>;

@@ -51,6 +51,9 @@ class FormCard:
     listed: bool
     """Parameters travel as two lists, because some group of them is variable in number."""
     training: bool
+    """Whether its call takes `training`, because it behaves differently then."""
+    step_training: bool
+    """The same of its step."""
     streams: bool
     has_parameters: bool
     inputs: tuple[Field, ...]

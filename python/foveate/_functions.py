@@ -73,7 +73,7 @@ def _function(card: Card, form: FormCard, suffix: str = "") -> Callable[..., Any
     else:
         arguments += [argument(field) for field in form.parameters]
     arguments += [argument(field) for field in form.options]
-    if form.training and not suffix:
+    if form.step_training if suffix else form.training:
         arguments.append(inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool))
     call.__name__ = call.__qualname__ = form.name + suffix
     call.__module__ = "foveate"

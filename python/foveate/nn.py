@@ -10,11 +10,12 @@ options with defaults, inputs and outputs with shapes.
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 
+from foveate import _checkpoints
 from foveate._catalog import FormCard, catalog, forms
 from foveate._functions import argument, describe, result_type
 
@@ -111,12 +112,45 @@ class Layer(torch.nn.Module):
     def _call_step(self, *inputs: Any) -> Any:
         if not self.form.streams:
             raise TypeError(f"{type(self).__name__} does not stream: its outputs depend on later inputs")
-        outputs = getattr(torch.ops.foveate, f"{self.form.name}_step").default(*inputs, **self._arguments())
+        arguments = self._arguments()
+        if self.form.step_training:
+            arguments["training"] = self.training
+        outputs = getattr(torch.ops.foveate, f"{self.form.name}_step").default(*inputs, **arguments)
         return outputs if self._step_result is None else self._step_result(*outputs)
 
     def extra_repr(self) -> str:
         """Its options."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
+
+
+def load_published(module: Layer, state_dict: Mapping[str, torch.Tensor], source: str | None = None) -> str:
+    """Loads weights that a published implementation saved into a layer of the same form, and gives the source whose names they have.
+
+    Sources are the implementations that `foveate/checkpoints` knows, such as "torch" for `torch.nn.MultiheadAttention`; without one, the
+    first whose names and shapes fit is taken. Nothing is loaded unless every tensor has its place and every place its tensor.
+
+    >>> theirs = torch.nn.MultiheadAttention(8, 2)
+    >>> foveate.nn.load_published(foveate.nn.MultiheadAttention(embed_dim=8, num_heads=2), theirs.state_dict())
+    'torch'
+
+    Raises ValueError naming every tensor that is missing, left over or of another shape; TypeError where `module` is no layer of foveate.
+    """
+    if not isinstance(module, Layer):
+        raise TypeError(f"load_published: module must be a layer of foveate.nn, got {type(module).__name__}")
+    known, name = _checkpoints.sources(module.form), type(module).__name__
+    if not known:
+        raise ValueError(f"load_published: {name} has no map of published names")
+    if source not in (None, *known):
+        raise ValueError(f"load_published: {name}: source must be one of {', '.join(known)}, got {source}")
+    attempts = {}
+    for tried in known if source is None else [source]:
+        found, wrong = _checkpoints.problems(known[tried], state_dict, module.state_dict())
+        if not wrong:
+            module.load_state_dict(found)
+            return tried
+        attempts[tried] = wrong
+    nearest = min(attempts, key=lambda tried: len(attempts[tried]))
+    raise ValueError(f"load_published: {name} from {nearest}: {'; '.join(attempts[nearest])}")
 
 
 def _method(name: str, form: FormCard, target: str, doc: str, last: str = "") -> Callable[..., Any]:
@@ -153,4 +187,4 @@ for _card in catalog():
     for _form in _card.forms:
         globals()[_form.class_name] = _layer(_form.class_name, _form, describe(_card, _form, with_parameters=False))
 
-__all__ = ["Group", "Layer", *(form.class_name for form in forms().values())]
+__all__ = ["Group", "Layer", "load_published", *(form.class_name for form in forms().values())]

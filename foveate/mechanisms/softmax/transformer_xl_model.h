@@ -30,6 +30,8 @@ assert torch.allclose(torch.cat([first, second], 1), model(tokens), atol=1e-4))"
     bool untie_bias = false;
     int64_t ext_len = 0;
     bool swapped_lengths = true;
+    double dropout = 0;
+    double attention_dropout = 0;
     void fields(auto&& f) {
       f("vocab_size", vocab_size, "tokens that ids name", required);
       f("num_layers", num_layers, "layers (authors' enwik8 base: 12)");
@@ -41,12 +43,16 @@ assert torch.allclose(torch.cat([first, second], 1), model(tokens), atol=1e-4))"
       f("same_length", same_length, "every query sees the mem_len latest keys, itself included, and no more (the paper's evaluation)");
       f("clamp_len", clamp_len, "farther keys count as this far (authors' evaluation: 400 to 1000); default no clamping");
       f("pre_norm", pre_norm, "normalises before the sublayers instead of after the residual sums (authors' code: False)");
-      f("position", position, "what a distance is: a projected sinusoid (paper), or a learned key and bias (authors' attn_type 1)");
+      f("position", position,
+        "what a distance is: a projected sinusoid (paper); a learned key and bias; a sinusoid added to the embeddings; a row added to the input "
+        "of every layer (authors' attn_type 0 to 3; the last two count from the end of a segment)");
       f("table_length", table_length, "distances with learned keys (authors' code: segment + ext_len + mem_len)");
       f("untie_bias", untie_bias, "every layer has biases u and v of its own (authors' TensorFlow untie_r; their PyTorch code: tied)");
       f("ext_len", ext_len, "latest tokens that memory leaves out (authors' code: 0)");
       f("swapped_lengths", swapped_lengths,
         "with ext_len, cut what the authors' code cuts, where segment and memory change places; False: what it documents");
+      f("dropout", dropout, "probability of dropping entries of embeddings, sinusoids and results, in training (authors' enwik8 base: 0.1)");
+      f("attention_dropout", attention_dropout, "the same of attention weights (authors' dropatt, enwik8 base: 0)");
     }
   };
   struct Inputs {
@@ -64,7 +70,7 @@ assert torch.allclose(torch.cat([first, second], 1), model(tokens), atol=1e-4))"
     void fields(auto&& f) {
       f("embedding", embedding, "[*,E] word embeddings");
       f("layers", layers, "the layers");
-      f("biases", biases, "biases of queries: one pair for all layers, or one for each");
+      f("biases", biases, "biases of queries: one pair for all layers, one for each, or none");
     }
   };
   /// Memory, cut off from the gradient as published. The last layer's is kept too, as the authors do, and read by nobody.
@@ -73,14 +79,14 @@ assert torch.allclose(torch.cat([first, second], 1), model(tokens), atol=1e-4))"
     std::vector<Tensor> memories;
     void fields(auto&& f) {
       f("seen", seen, "bool [B,M] True where a token of memory takes part");
-      f("memories", memories, "[B,M,E] embeddings, then each layer's outputs, of the tokens in memory");
+      f("memories", memories, "[B,M,E] embeddings without positions, then each layer's outputs, of the tokens in memory");
     }
   };
   static void check(const Options&);
   static Parameters shape(const Options&);
   static Parameters init(const Options&);
-  static Tensor forward(const Options&, const Parameters&, const Inputs&);
-  static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&);
+  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training = false);
+  static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&, bool training = false);
 };
 
 }  // namespace foveate

@@ -77,33 +77,40 @@ assert out.shape == (2, 16, 32))"};
   struct Options {
     int64_t embed_dim = 512;
     int64_t num_heads = 8;
+    optional<int64_t> context_dim;
     bool bias = true;
     bool causal = false;
+    CausalAlign causal_align = CausalAlign::bottom_right;
     optional<double> scale;
+    double dropout = 0;
     void fields(auto&& f) {
       f("embed_dim", embed_dim, "width E of the model (paper: 512)");
       f("num_heads", num_heads, "heads H, a divisor of E (paper: 8)");
+      f("context_dim", context_dim, "width of the context, default E");
       f("bias", bias, "whether the projections have biases (the paper writes none; torch and BERT have them)");
-      f("causal", causal, "a query sees no key after it; the last query meets the last key");
+      f("causal", causal, "a query sees no key after it");
+      f("causal_align", causal_align, "bottom_right: the last query meets the last key (decoding); top_left: the first meets the first");
       f("scale", scale, "multiplies q.k, default 1/sqrt(E/H)");
+      f("dropout", dropout, "probability of dropping an attention weight, in training or where dropout_keep is given (authors' code: 0.1)");
     }
   };
   struct Inputs {
     Tensor x;
-    optional<Tensor> context, key_mask, mask, score_bias;
+    optional<Tensor> context, key_mask, mask, score_bias, dropout_keep;
     void fields(auto&& f) {
       f("x", x, "[B,N,E] sequence that asks");
-      f("context", context, "[B,M,E] sequence that is attended to, default x");
+      f("context", context, "[B,M,*] sequence that is attended to, default x");
       f("key_mask", key_mask, "bool [B,*] True where a key takes part");
       f("mask", mask, "bool [...] True where a key takes part, broadcastable to [B,H,N,M]");
       f("score_bias", score_bias, "[...] added to the scaled scores, broadcastable to [B,H,N,M]");
+      f("dropout_keep", dropout_keep, "bool [B,H,N,*] the draw of dropout: True where a weight is kept");
     }
   };
   using Parameters = layers::Heads;
   using State = layers::KVCache;
   static void check(const Options&);
   static Parameters init(const Options&);
-  static Tensor forward(const Options&, const Parameters&, const Inputs&);
+  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training = false);
   static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&);
 };
 
