@@ -18,7 +18,7 @@ template <class scalar> struct SoftmaxEngine {
   long (*forward_room)(const Softmax<scalar>&);                                     ///< numbers of scratch
   long (*few_room)(const Softmax<scalar>&);
   long (*backward_room)(const Softmax<scalar>&);
-  long vector;                                                                      ///< widths are padded to a multiple of this
+  long vector;  ///< widths are padded to a multiple of this
 };
 
 struct Kernels {

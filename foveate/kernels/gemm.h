@@ -58,8 +58,7 @@ template <bool add, class scalar> inline void gemm(long height, long width, long
   for (long j = 0; j < width; j += 2 * lanes<scalar>) {
     const Right<scalar> columns{b.data + j, b.row};
     long i = 0;
-    for (; i + rows <= height; i += rows)
-      register_tile<rows, add>(a.from(i), columns, c + i * c_row + j, c_row, depth);
+    for (; i + rows <= height; i += rows) register_tile<rows, add>(a.from(i), columns, c + i * c_row + j, c_row, depth);
     if (i < height) last_rows<rows - 1, add>(height - i, a.from(i), columns, c + i * c_row + j, c_row, depth);
   }
 }

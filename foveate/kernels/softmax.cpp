@@ -178,7 +178,8 @@ template <class scalar> void pack(const Softmax<scalar>& a, long begin, long end
 template <class scalar> void forward(const Softmax<scalar>& a, long begin, long end, scalar* scratch) {
   const long tiles = tiles_of(a.N, query_tile);
   for (long task = begin; task < end; ++task) {
-    const long split = task % a.splits, head = task / a.splits / tiles, turn = task / a.splits % tiles, t = turn % 2 ? tiles - 1 - turn / 2 : turn / 2;
+    const long split = task % a.splits, head = task / a.splits / tiles, turn = task / a.splits % tiles,
+               t = turn % 2 ? tiles - 1 - turn / 2 : turn / 2;
     forward_tile(a, share_of(a, query_tile_at(a, head / a.H, head % a.H, t), split), split, scratch);
   }
 }

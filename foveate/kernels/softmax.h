@@ -27,30 +27,30 @@ template <class scalar> struct ByDistance {
 };
 
 inline constexpr long query_tile = 64;
-inline constexpr long key_tile = 64;                          // keys and values are packed in tiles of this many
-inline constexpr long run_tiles = 4;                          // tiles scored together where they are neighbours
+inline constexpr long key_tile = 64;  // keys and values are packed in tiles of this many
+inline constexpr long run_tiles = 4;  // tiles scored together where they are neighbours
 inline constexpr long run_keys = run_tiles * key_tile;
 inline constexpr long distance_row = run_keys + 2 * query_tile;  // room for the distances that a tile of queries meets in a run
-inline constexpr long chunk_keys = 16;                        // what is hidden is left out in chunks of this many keys
-inline constexpr long few_rows = 16;                          // so many queries of a key head, or fewer, read the keys where they lie
+inline constexpr long chunk_keys = 16;                           // what is hidden is left out in chunks of this many keys
+inline constexpr long few_rows = 16;                             // so many queries of a key head, or fewer, read the keys where they lie
 
 template <class scalar> struct Softmax {
   long B, H, Hk, N, M, D, Dv;
   Rows q, k, v;  // [B,H,N,D], [B,Hk,M,D], [B,Hk,M,Dv]
   scalar scale;
-  scalar softcap;                 // 0: none
-  long offset;                    // query i stands at key i + offset
-  bool causal;                    // hides j > i + offset
-  long window;                    // hides j <= i + offset - window; 0: no window
-  Plane<const scalar> bias;       // added to scaled scores
+  scalar softcap;                   // 0: none
+  long offset;                      // query i stands at key i + offset
+  bool causal;                      // hides j > i + offset
+  long window;                      // hides j <= i + offset - window; 0: no window
+  Plane<const scalar> bias;         // added to scaled scores
   Plane<const unsigned char> mask;  // 0 hides
-  const unsigned char* key_mask;  // [B,M], 0 hides; may be null
-  const scalar* slopes;           // [H]: -slope |j - i - offset|; may be null
-  long origin;                    // entry of distance 0 in what follows
-  ByDistance<scalar> table;       // added to the score; width 1, `along` is not rounded up
-  ByDistance<scalar> rows;        // rows[distance] . scale row_query_i is added to the score
-  Rows row_query;                 // [B,H,N,D]
-  ByDistance<scalar> value_rows;  // added to the value
+  const unsigned char* key_mask;    // [B,M], 0 hides; may be null
+  const scalar* slopes;             // [H]: -slope |j - i - offset|; may be null
+  long origin;                      // entry of distance 0 in what follows
+  ByDistance<scalar> table;         // added to the score; width 1, `along` is not rounded up
+  ByDistance<scalar> rows;          // rows[distance] . scale row_query_i is added to the score
+  Rows row_query;                   // [B,H,N,D]
+  ByDistance<scalar> value_rows;    // added to the value
 
   // Dropout: a draw given (keep), or one made from `seed` (where drawn): a probability is kept where its hash is at least `threshold`.
   Plane<const unsigned char> keep;

@@ -65,7 +65,8 @@ template <class scalar> void finish(const Softmax<scalar>& a, long split, long b
   const long row = ((split * a.B + b) * a.H + h) * a.N + i;
   const scalar share = total_seen > 0 || total_seen != total_seen ? 1 / total_seen : 0;
   for (long d = 0; d < a.Dv; ++d) a.out[row * a.Dv + d] = share * sums[d];
-  a.lse[row] = total_seen > 0 || total_seen != total_seen ? top + static_cast<scalar>(log(static_cast<double>(total_seen))) : -static_cast<scalar>(infinity);
+  a.lse[row] =
+      total_seen > 0 || total_seen != total_seen ? top + static_cast<scalar>(log(static_cast<double>(total_seen))) : -static_cast<scalar>(infinity);
 }
 
 }  // namespace

@@ -29,7 +29,8 @@ template <class scalar, class F> inline void with_row(const Rows& rows, long b, 
 }
 
 /// Copies rows [first, first + height) of (b, h) to rows of `padded` numbers, times `factor`; the rest of each row is zero.
-template <class scalar> void copy_rows(const Rows& rows, long b, long h, long first, long height, long width, scalar factor, scalar* to, long padded) {
+template <class scalar> void copy_rows(const Rows& rows, long b, long h, long first, long height, long width, scalar factor, scalar* to,
+                                       long padded) {
   for (long r = 0; r < height; ++r) {
     scalar* row = to + r * padded;
     with_row<scalar>(rows, b, h, first + r, [&](const auto* from, auto read) {
@@ -181,7 +182,8 @@ template <class T, class scalar> T* row_of(const Plane<T>& p, const QueryTile& q
 
 /// Whether scores are products and nothing else.
 template <class scalar> bool plain(const Softmax<scalar>& a, const Run& run) {
-  return run.whole && run.width == run.padded && !run.cut && !run.masked && !a.softcap && !a.bias.data && !a.mask.data && !a.key_mask && !a.slopes && !a.table.length;
+  return run.whole && run.width == run.padded && !run.cut && !run.masked && !a.softcap && !a.bias.data && !a.mask.data && !a.key_mask && !a.slopes &&
+         !a.table.length;
 }
 
 /// tanh(x) by way of exp, for |x| of any size.
@@ -255,7 +257,8 @@ template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q,
                  a.keys_across + ((q.b * a.Hk + q.hk) * tiles + run.first / key_tile) * a.D * key_tile, s);
   if (a.softcap) {
     for (long r = 0; r < q.height; ++r) {
-      for_each_segment(chunks_of(run, r), [&](long begin, long end) { cap(a, begin, end, s + r * run_keys, slope ? slope + r * run_keys : nullptr); });
+      for_each_segment(chunks_of(run, r),
+                       [&](long begin, long end) { cap(a, begin, end, s + r * run_keys, slope ? slope + r * run_keys : nullptr); });
     }
   }
   if (a.rows.length) add_by_distance(a, q, run, a.rows, a.D, row_query, deep, s, room);

@@ -38,11 +38,11 @@ constexpr long groups = (query_tile + register_rows - 1) / register_rows;  // of
 
 /// Keys [first, first + width) that a tile of queries meets together.
 struct Run {
-  long first, width, padded;  // padded: to whole chunks of a product
-  const int* masks;           // of its tiles, null where there are none
-  bool whole;                 // every chunk matters to every group
-  bool cut;                   // causality or the window hides some of its keys
-  bool masked;                // a mask of the pattern does
+  long first, width, padded;      // padded: to whole chunks of a product
+  const int* masks;               // of its tiles, null where there are none
+  bool whole;                     // every chunk matters to every group
+  bool cut;                       // causality or the window hides some of its keys
+  bool masked;                    // a mask of the pattern does
   unsigned short chunks[groups];  // bit c: chunk c matters to some query of the group
 
   bool all_of_tile(long t) const {
@@ -64,7 +64,14 @@ template <class F> inline void for_each_segment(unsigned bits, const F& f) {
 }
 
 template <class scalar> Run run_at(const Softmax<scalar>& a, const QueryTile& q, long first, long width, const int* masks) {
-  Run run{.first = first, .width = width, .padded = tiles_of(width, key_tile) * key_tile, .masks = masks, .whole = true, .cut = false, .masked = false, .chunks = {}};
+  Run run{.first = first,
+          .width = width,
+          .padded = tiles_of(width, key_tile) * key_tile,
+          .masks = masks,
+          .whole = true,
+          .cut = false,
+          .masked = false,
+          .chunks = {}};
   const long here = q.first + a.offset - first;  // the column of the first query
   run.cut = (a.causal && width - 1 > here) || (a.window && here + q.height - 1 >= a.window);
   const long tiles = run.padded / key_tile;
@@ -126,8 +133,8 @@ template <class scalar> void product_across(const Run& run, long height, long de
     }
     for (long r = 0; r < height; r += register_rows) {
       for_each_segment(chunks_of(run, r) >> 4 * t & 15, [&](long begin, long end) {
-        gemm<false>(least(register_rows, height - r), end - begin, depth, x.from(r), Right<scalar>{tile + begin, key_tile},
-                    to + r * run_keys + begin, run_keys);
+        gemm<false>(least(register_rows, height - r), end - begin, depth, x.from(r), Right<scalar>{tile + begin, key_tile}, to + r * run_keys + begin,
+                    run_keys);
       });
     }
   }
@@ -157,7 +164,8 @@ template <class scalar> void product_down(const Run& run, long height, long widt
   const auto rows_of = [&](long chunk) {
     Span span{height, 0};
     for (long g = 0; g < groups; ++g) {
-      if (run.whole || run.chunks[g] >> chunk & 1) span = {least(span.begin, g * register_rows), most(span.end, least(height, (g + 1) * register_rows))};
+      if (run.whole || run.chunks[g] >> chunk & 1)
+        span = {least(span.begin, g * register_rows), most(span.end, least(height, (g + 1) * register_rows))};
     }
     return span;
   };

@@ -69,7 +69,8 @@ inline Vec<double> exp(Vec<double> x) {
 /// The sum of a vector's numbers: of its halves, and of theirs.
 template <class T> inline auto total_of(T v) {
   constexpr long count = sizeof(T) / sizeof(v[0]);
-  if constexpr (count == 16) return total_of(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  if constexpr (count == 16)
+    return total_of(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
   else if constexpr (count == 8) return total_of(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
   else if constexpr (count == 4) return (v[0] + v[2]) + (v[1] + v[3]);
   else return v[0] + v[1];

@@ -53,7 +53,8 @@ FOVEATE_API Attended attention(const Tensor& q, const Tensor& k, const Tensor& v
 FOVEATE_API Tensor draw_seed(const Tensor& like);
 
 /// What attention and sparse_attention share: checks, defaults, the primitive. An empty expression shows every key.
-Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const patterns::Pattern& pattern, const Attention& options);
+Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const patterns::Pattern& pattern,
+                        const Attention& options);
 
 /// key_mask and key_lengths as one bool [B,M], or nothing where every key takes part.
 FOVEATE_API optional<Tensor> visible_keys(const Tensor& k, const optional<Tensor>& key_mask, const optional<Tensor>& key_lengths);

@@ -148,7 +148,9 @@ template <class scalar> struct Prepared {
 };
 
 /// How many parts to split the keys into, so that few tasks become enough: each part a thousand keys or more.
-int64_t splits(int64_t tasks, int64_t keys) { return std::clamp<int64_t>(std::min(enough_tasks / std::max<int64_t>(1, tasks), keys / 1024), 1, enough_tasks); }
+int64_t splits(int64_t tasks, int64_t keys) {
+  return std::clamp<int64_t>(std::min(enough_tasks / std::max<int64_t>(1, tasks), keys / 1024), 1, enough_tasks);
+}
 
 template <class scalar> OutAndLse forward(const AttentionArguments& c) {
   Prepared<scalar> p(c);

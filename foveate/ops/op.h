@@ -79,8 +79,7 @@ struct BackwardKernel {
       }(std::index_sequence_for<A...>());
     };
   }
-  template <class Arguments>
-    requires registry::Group<Arguments>
+  template <class Arguments> requires registry::Group<Arguments>
   BackwardKernel(Gradients (*f)(const Backward&, const Arguments&)) {  // NOLINT(google-explicit-constructor): Parts reads as a list
     run = [f](const Backward& call) { return f(call, read_struct<Arguments>(call.arguments.data())); };
   }

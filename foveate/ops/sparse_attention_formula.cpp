@@ -119,7 +119,7 @@ std::pair<Tensor, Tensor> attend(const Problem& p, const Piece& piece) {
       .products = at::matmul(q.flatten(3, 4), take(p.k).transpose(-1, -2)).unflatten(3, {p.G(), p.block()}) * p.c.scale,  // [B,L,u,G,block,C]
       .b = numbers(p.B, {p.B, 1, 1, 1, 1, 1}),
       .head = p.alike() ? numbers(p.H, {p.L(), 1, p.G(), 1, 1}) : piece.head.view({units, 1, 1, 1}),
-      .i = piece.i.unsqueeze(2).unsqueeze(1),                   // [u,1,block,1]
+      .i = piece.i.unsqueeze(2).unsqueeze(1),                     // [u,1,block,1]
       .j = piece.j.clamp_max(p.M - 1).unsqueeze(1).unsqueeze(1),  // [u,1,1,C]
       .row_query = p.row_query.defined() ? p.row_query.index_select(2, piece.unit) : Tensor(),
       .of_all = [&](const Tensor& t) { return gathered(p, piece, t); },

@@ -456,7 +456,8 @@ struct Negated final : Rule {
   int64_t heads(Tables tables) const override { return rule->heads(tables); }
 };
 
-/// A rule on positions counted from `by` on; what stands before neither sees nor is seen.
+/// A rule on positions counted from `by` on. Where `by` is positive, what stands before neither sees nor is seen; where it is negative,
+/// the first key stands at position -by of the rule.
 struct Shifted final : Rule {
   std::shared_ptr<const Rule> rule;
   int64_t by;
@@ -464,7 +465,6 @@ struct Shifted final : Rule {
     a.need(a.rules.size() == 1 && a.numbers.size() == 1 && a.tables.empty(), "must be written shifted(rule,by)");
     rule = a.rules[0];
     by = a.numbers[0];
-    a.need(by >= 0, "by must not be negative");
   }
   Tensor test(const Coordinates& at, Tables tables) const override {
     return rule->test({.h = at.h, .i = at.i - by, .j = at.j - by}, tables) & (at.i >= by) & (at.j >= by);
@@ -473,13 +473,14 @@ struct Shifted final : Rule {
     return [inner = rule->lower(tables), shift = by](const Run& r) {
       if (r.last <= shift || r.keys <= shift) return Seen{};
       Seen seen =
-          inner({.head = r.head, .first = std::max<int64_t>(r.first - shift, 0), .last = r.last - shift, .keys = r.keys - shift, .grain = r.grain});
+          inner({.head = r.head, .first = std::max(r.first, shift) - shift, .last = r.last - shift, .keys = r.keys - shift, .grain = r.grain});
       if (r.first < shift) seen.every.clear();
       for (Intervals* set : {&seen.some, &seen.every}) {
         for (auto& [first, last] : *set) {
-          first += shift;
+          first = std::max<int64_t>(first + shift, 0);
           last += shift;
         }
+        std::erase_if(*set, [](const Interval& one) { return one.last <= one.first; });
       }
       return seen;
     };

@@ -56,7 +56,9 @@ def arguments(
     elif dropout:
         a["dropout_keep"] = torch.rand(B, H, N, M, generator=g) >= dropout
     at = M - N if offset is None else offset
-    return a | {"offset": at, "origin": origin, "window": window, "causal": causal, "scale": 1 / math.sqrt(D), "dropout": dropout} | {"softcap": softcap}
+    return (
+        a | {"offset": at, "origin": origin, "window": window, "causal": causal, "scale": 1 / math.sqrt(D), "dropout": dropout} | {"softcap": softcap}
+    )
 
 
 def mixed(x: int) -> int:

@@ -262,7 +262,6 @@ ERRORS = [
     ("block_window(3)", r"must be written block_window\(size,left,right\)"),
     ("block_diagonal(9999999999)", "whole number up to 2\\^31"),
     ("blocks(0,#0)", "block must be positive"),
-    ("shifted(causal(),-1)", "by must not be negative"),
     ("shifted(causal())", r"must be written shifted\(rule,by\)"),
     ("", "a rule expected"),
     ("not(" * 300 + "causal()" + ")" * 300, "nested too deeply"),

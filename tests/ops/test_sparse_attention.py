@@ -292,7 +292,12 @@ def test_memory_follows_the_pattern() -> None:
 ERRORS: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("k", ValueError, r"k must be \[B,Hk,M,D\]", {"k": torch.zeros(2, 2, 8, 5)}),
     ("heads", ValueError, "heads must divide", {"k": torch.zeros(2, 3, 8, 4), "v": torch.zeros(2, 3, 8, 4)}),
-    ("key_mask", ValueError, r"key_mask must be \[B,M\] with B = 2 and M = 8 as in k, got \[2, 7\]", {"key_mask": torch.ones(2, 7, dtype=torch.bool)}),
+    (
+        "key_mask",
+        ValueError,
+        r"key_mask must be \[B,M\] with B = 2 and M = 8 as in k, got \[2, 7\]",
+        {"key_mask": torch.ones(2, 7, dtype=torch.bool)},
+    ),
     ("dtype", TypeError, "key_mask must be bool", {"key_mask": torch.ones(2, 8)}),
     ("bias", ValueError, r"bias must broadcast to \[B,H,N,M\] = \[2, 2, 8, 8\], got \[8, 7\]", {"bias": torch.zeros(8, 7)}),
     ("pattern", TypeError, "must be a foveate.patterns.Pattern, got str", {"pattern": "causal()"}),

@@ -75,7 +75,8 @@ template <class Options> struct BigBird {
     const Size N = extent(q, 2);
     const auto whole = q.options().dtype(at::kLong);
     const Tensor last = at::arange(N, whole).slice(0, -1).floor_divide(o.block) * o.block + at::arange(o.block, whole);  // its tokens
-    const Pattern base = patterns::block_window(o.block, o.block * half(), o.block * half()) | patterns::global_tokens(o.block) | patterns::global_tokens(last);
+    const Pattern base =
+        patterns::block_window(o.block, o.block * half(), o.block * half()) | patterns::global_tokens(o.block) | patterns::global_tokens(last);
     if (o.num_random_blocks == 0 && !random_blocks) return attend(base).out;
     const Tensor drawn = table(blocks(N));
     if (!o.repeats) return attend(base | patterns::random_blocks(o.block, drawn)).out;
