@@ -57,7 +57,7 @@ def backward(attend: Callable[..., Tensor], inputs: list[Tensor], forward_too: b
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
     """A window of w keys on both sides, the way people write it: chunks of w queries before 3 w keys each, in torch's attention."""
-    B, H, N, D = q.shape
+    _, H, N, _ = q.shape
     blocks = N // w
     keys, values = (pad(x, (0, 0, w, w)).unfold(2, 3 * w, w).transpose(-1, -2) for x in (k, v))  # [B,H,blocks,3w,D]
     i, j = torch.arange(w)[:, None], torch.arange(3 * w) - w
@@ -170,7 +170,7 @@ def main() -> None:
     stream = torch.randn(1 << 25)  # 128 MiB
     limits: dict[str, tuple[Call, float]] = {
         "gemm": (lambda: a @ b, 2.0 * 1024**3),
-        "read": (lambda: stream.sum(), 4.0 * stream.numel()),
+        "read": (stream.sum, 4.0 * stream.numel()),
     }
     table = Table(title=f"{torch.backends.cpu.get_cpu_capability()}, {given.threads} threads, {given.dtype}, B=1 H={H} D={D}")
     for column in ("figure", "peer ms", "foveate ms", "times faster", "peer's share", "our share"):

@@ -64,9 +64,9 @@ template <class scalar> struct Softmax {
   const long* tile_start;
   const int* tiles;
   const int* tile_mask;
-  long pattern_heads;
-  const unsigned char* masks;   // [masks,query_tile,key_tile], 0 hides
-  const unsigned char* chunks;  // [masks,query_tile]: bit c is set where some key of chunk c is seen
+  long pattern_heads, mask_height;
+  const unsigned char* masks;   // [masks,mask_height,key_tile], 0 hides
+  const unsigned char* chunks;  // [masks,mask_height]: bit c is set where some key of chunk c is seen
 
   // Filled by pack(): per (b, key head) the tiles of keys transposed [D,key_tile], of values transposed, of both as rows.
   scalar* keys_across;    // [B,Hk,tiles,D,key_tile]

@@ -34,6 +34,13 @@ template <int rows, class scalar> void dots(const scalar* x, Right<scalar> keys,
   }
 }
 
+/// Where the values of keys from `first` on lie, if close together: with the bytes of a row.
+template <class scalar> Right<char> values_ahead(const Softmax<scalar>& a, const QueryTile& q, long first) {
+  const long bytes = number_size(a.v.kind);
+  const char* data = static_cast<const char*>(a.v.data) + bytes * (q.b * a.v.batch + q.hk * a.v.head + first * a.v.row);
+  return {data, a.v.row <= 2 * a.Dv ? bytes * a.v.row : 0};
+}
+
 template <class scalar> struct FewRoom {
   scalar *queries, *s, *sums, *tops, *totals, *factor, *keys;
   FewRoom(const Softmax<scalar>& a, Room<scalar>& room) {
@@ -57,31 +64,39 @@ template <class scalar> void few_of(const Softmax<scalar>& a, QueryTile q, long 
   for (long h = h0; h < h1; ++h) copy_rows(a.q, q.b, h, 0, a.N, a.D, a.scale, at.queries + (h - h0) * a.N * deep, deep);
   start_rows(height, wide, at.sums, at.tops, at.totals);
   for_each_run(a, q, [&](const Run& run) {
-    const Right<scalar> keys = rows_at(a.k, q.b, q.hk, run.first, run.width, a.D, deep, at.keys);
-    const long bytes = number_size(a.v.kind);
-    const char* first_value = static_cast<const char*>(a.v.data) + bytes * (q.b * a.v.batch + q.hk * a.v.head + run.first * a.v.row);
-    Right<char> ahead{first_value, a.v.row <= 2 * a.Dv ? bytes * a.v.row : 0};  // of values that lie close together
-    long r = 0;
-    for (; r + 4 <= height; r += 4, ahead.row = 0) dots<4>(at.queries + r * deep, keys, run.width, deep, at.s + r * run_keys, ahead);
-    for (; r < height; ++r, ahead.row = 0) dots<1>(at.queries + r * deep, keys, run.width, deep, at.s + r * run_keys, ahead);
-    const unsigned all = (1u << run.padded / chunk_keys) - 1;
+    unsigned chunks = 0;  // that matter to any query
+    for (const unsigned short bits : run.chunks) chunks |= bits;
+    for_each_segment(chunks, [&](long begin, long padded_end) {
+      const long count = least(padded_end, run.width) - begin, first = run.first + begin;
+      const Right<scalar> keys = rows_at(a.k, q.b, q.hk, first, count, a.D, deep, at.keys);
+      scalar* s = at.s + begin;
+      Right<char> ahead = values_ahead(a, q, first);
+      long r = 0;
+      for (; r + 4 <= height; r += 4, ahead.row = 0) dots<4>(at.queries + r * deep, keys, count, deep, s + r * run_keys, ahead);
+      for (; r < height; ++r, ahead.row = 0) dots<1>(at.queries + r * deep, keys, count, deep, s + r * run_keys, ahead);
+    });
     for (long x = 0; x < height; ++x) {
       scalar* row = at.s + x * run_keys;
       QueryTile own = q;
       own.h = h0 + x / a.N;
-      if (a.softcap) {
-        for (long c = run.width; c < run.padded; ++c) row[c] = 0;
-        cap(a, 0, run.padded, row, static_cast<scalar*>(nullptr));
-      }
-      finish_row(a, own, run, x % a.N, 0, run.padded, row);
-      const scalar fade = meet(all, row, at.tops[x], at.totals[x]);
+      for_each_segment(chunks, [&](long begin, long end) {
+        for (long c = most(begin, run.width); c < end; ++c) row[c] = 0;
+        if (a.softcap) cap(a, begin, end, row, static_cast<scalar*>(nullptr));
+        finish_row(a, own, run, x % a.N, begin, end, row);
+      });
+      const scalar fade = meet(chunks, row, at.tops[x], at.totals[x]);
       for (long d = 0; fade != 1 && d < wide; d += W) vec(at.sums + x * wide + d) *= splat(fade);
       if (!drops(a)) continue;
-      kept(a, own, run, x % a.N, 0, run.width, at.factor);
-      for (long c = 0; c < run.width; ++c) row[c] *= at.factor[c];
+      for_each_segment(chunks, [&](long begin, long end) {
+        kept(a, own, run, x % a.N, begin, end, at.factor);
+        for (long c = begin; c < end; ++c) row[c] *= at.factor[c];
+      });
     }
-    const Right<scalar> values = rows_at(a.v, q.b, q.hk, run.first, run.width, a.Dv, wide, at.keys);
-    gemm<true>(height, wide, run.width, Left<scalar>{at.s, run_keys, 1}, values, at.sums, wide);
+    for_each_segment(chunks, [&](long begin, long end) {
+      const long count = least(end, run.width) - begin;
+      const Right<scalar> values = rows_at(a.v, q.b, q.hk, run.first + begin, count, a.Dv, wide, at.keys);
+      gemm<true>(height, wide, count, Left<scalar>{at.s + begin, run_keys, 1}, values, at.sums, wide);
+    });
   });
   for (long x = 0; x < height; ++x) finish(a, split, q.b, h0 + x / a.N, x % a.N, at.sums + x * wide, at.tops[x], at.totals[x]);
 }

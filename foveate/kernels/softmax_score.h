@@ -234,7 +234,7 @@ template <class scalar> void finish_row(const Softmax<scalar>& a, const QueryTil
   }
   for (long t = begin / key_tile; run.masked && t * key_tile < end; ++t) {
     if (run.masks[t] < 0) continue;
-    const unsigned char* mask = a.masks + (run.masks[t] * query_tile + r) * key_tile - t * key_tile;
+    const unsigned char* mask = a.masks + (run.masks[t] * a.mask_height + r) * key_tile - t * key_tile;
     for (long c = most(begin, t * key_tile); c < least(end, (t + 1) * key_tile); ++c) row[c] = mask[c] ? row[c] : hidden;
   }
   if (run.cut) {

@@ -85,7 +85,7 @@ template <class scalar> Run run_at(const Softmax<scalar>& a, const QueryTile& q,
     for (long t = 0; run.masked && t < tiles; ++t) {
       if (masks[t] < 0) continue;
       unsigned seen = 0;
-      for (long r = r0; r < r1; ++r) seen |= a.chunks[masks[t] * query_tile + r];
+      for (long r = r0; r < r1; ++r) seen |= a.chunks[masks[t] * a.mask_height + r];
       bits &= ~(15u << 4 * t) | seen << 4 * t;
     }
     if (2 * lanes<scalar> > chunk_keys) bits |= (bits << 1 & 0xaaaau) | (bits >> 1 & 0x5555u);  // products take chunks in pairs

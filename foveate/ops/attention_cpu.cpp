@@ -142,6 +142,7 @@ template <class scalar> struct Prepared {
     a.tiles = pattern_->tiles.data();
     a.tile_mask = pattern_->mask.data();
     a.pattern_heads = pattern_->heads;
+    a.mask_height = pattern_->height;
     a.masks = pattern_->masks.data();
     a.chunks = pattern_->chunks.data();
   }

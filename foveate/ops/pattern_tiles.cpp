@@ -19,33 +19,32 @@ namespace {
 using kernels::key_tile;
 using kernels::query_tile;
 static_assert(query_tile == key_tile, "patterns are lowered to square blocks");
-constexpr int64_t tile_elements = query_tile * key_tile;
-
-/// Where the pattern shows a tile in part, element by element: bool [tiles,query_tile,key_tile].
+/// Where the pattern shows a tile in part, element by element: bool [tiles,height,key_tile].
 Tensor tested(const patterns::Rule& rule, patterns::Tables tables, const std::vector<int64_t>& heads, const std::vector<int64_t>& rows,
-              const std::vector<int64_t>& columns, int64_t offset) {
-  const Tensor within = at::arange(key_tile, at::kLong);
+              const std::vector<int64_t>& columns, int64_t height, int64_t offset) {
   const auto first = [](const std::vector<int64_t>& n) { return at::tensor(n, at::kLong).view({-1, 1, 1}); };
-  const Tensor i = first(rows) * query_tile + within.view({1, -1, 1}) + offset, j = first(columns) * key_tile + within;
-  return rule.test({.h = first(heads), .i = i, .j = j}, tables).expand({-1, query_tile, key_tile}).contiguous();
+  const Tensor i = first(rows) * query_tile + at::arange(height, at::kLong).view({1, -1, 1}) + offset;
+  const Tensor j = first(columns) * key_tile + at::arange(key_tile, at::kLong);
+  return rule.test({.h = first(heads), .i = i, .j = j}, tables).expand({-1, height, key_tile}).contiguous();
 }
 
 /// Masks that tiles share, told apart by their content: most patterns have a handful.
 class Masks {
  public:
-  explicit Masks(std::vector<uint8_t>& all) : all_(all) {}
+  Masks(std::vector<uint8_t>& all, int64_t elements) : all_(all), elements_(elements) {}
   /// -1 for one that shows everything, -2 for one that shows nothing.
   int32_t find(const uint8_t* mask) {
-    const auto shown = std::count(mask, mask + tile_elements, uint8_t{1});
-    if (shown == tile_elements) return -1;
+    const auto shown = std::count(mask, mask + elements_, uint8_t{1});
+    if (shown == elements_) return -1;
     if (shown == 0) return -2;
-    const auto [known, added] = known_.try_emplace(std::string(mask, mask + tile_elements), static_cast<int32_t>(known_.size()));
-    if (added) all_.insert(all_.end(), mask, mask + tile_elements);
+    const auto [known, added] = known_.try_emplace(std::string(mask, mask + elements_), static_cast<int32_t>(known_.size()));
+    if (added) all_.insert(all_.end(), mask, mask + elements_);
     return known->second;
   }
 
  private:
   std::vector<uint8_t>& all_;
+  int64_t elements_;
   std::unordered_map<std::string, int32_t> known_;
 };
 
@@ -54,8 +53,8 @@ PatternTiles lowered(const patterns::Pattern& pattern, int64_t heads, int64_t N,
   const auto blocks = patterns::lower(pattern, heads, N, M, offset, key_tile);
   std::vector<Tensor> tables;
   for (const auto& t : pattern.tables) tables.push_back(t.to(at::kCPU));
-  PatternTiles made{.heads = blocks->heads, .start = {0}, .tiles = {}, .mask = {}, .masks = {}, .chunks = {}};
-  Masks masks(made.masks);
+  PatternTiles made{.heads = blocks->heads, .start = {0}, .tiles = {}, .mask = {}, .height = std::min(N, query_tile), .masks = {}, .chunks = {}};
+  Masks masks(made.masks, made.height * key_tile);
   for (int64_t row = 0; row < blocks->rows(); ++row) {  // tested row by row, so that little is held at a time
     const int64_t begin = blocks->start[static_cast<std::size_t>(row)], end = begin + blocks->count(row);
     std::vector<int64_t> head, query, key;
@@ -65,13 +64,13 @@ PatternTiles lowered(const patterns::Pattern& pattern, int64_t heads, int64_t N,
       query.push_back(row % blocks->query_blocks);
       key.push_back(blocks->key_block[static_cast<std::size_t>(e)]);
     }
-    const Tensor partial = key.empty() ? Tensor() : tested(*rule, tables, head, query, key, offset);
+    const Tensor partial = key.empty() ? Tensor() : tested(*rule, tables, head, query, key, made.height, offset);
     const auto* next = key.empty() ? nullptr : static_cast<const uint8_t*>(partial.const_data_ptr());
     for (int64_t e = begin; e < end; ++e) {
       int32_t mask = -1;
       if (!blocks->full[static_cast<std::size_t>(e)]) {
         mask = masks.find(next);
-        next += tile_elements;
+        next += made.height * key_tile;
       }
       if (mask == -2) continue;
       made.tiles.push_back(blocks->key_block[static_cast<std::size_t>(e)]);

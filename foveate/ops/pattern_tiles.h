@@ -10,8 +10,9 @@ struct PatternTiles {
   int64_t heads;                     ///< 1 where all heads are alike
   std::vector<int64_t> start;        ///< [heads * query tiles + 1]
   std::vector<int32_t> tiles, mask;  ///< beside each other; mask -1: seen whole
-  std::vector<uint8_t> masks;        ///< [masks,query_tile,key_tile]
-  std::vector<uint8_t> chunks;       ///< [masks,query_tile]: bit c is set where some of the keys [16 c, 16 c + 16) are seen
+  int64_t height;                    ///< rows of a mask: query_tile, or fewer where there are fewer queries
+  std::vector<uint8_t> masks;        ///< [masks,height,key_tile]
+  std::vector<uint8_t> chunks;       ///< [masks,height]: bit c is set where some of the keys [16 c, 16 c + 16) are seen
 };
 
 /// N queries, the first at position `offset`, before M keys. Recent ones are kept.

@@ -33,7 +33,8 @@ def attention(
     mask: bool, broadcastable to [B,H,N,M], True where a key takes part; key_mask: bool [B,M]; key_lengths: int [B].
     causal: query i sees keys up to i + M - N, so that the last query meets the last key. window: and no key this many positions before
     that one, or more. bias: added after scaling. scale: default 1/sqrt(D). softcap: scaled products become softcap tanh(product / softcap).
-    dropout: probability of dropping a weight; which ones depends on `seed` alone (default: from torch's generator). Returns out [B,H,N,Dv], with return_lse also the log-sum-exp [B,H,N].
+    dropout: probability of dropping a weight; which ones depends on `seed` alone (default: from torch's generator).
+    Returns out [B,H,N,Dv], with return_lse also the log-sum-exp [B,H,N].
 
     >>> q = k = v = torch.randn(1, 2, 8, 4)
     >>> foveate.attention(q, k, v, causal=True).shape

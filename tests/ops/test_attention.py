@@ -145,7 +145,8 @@ SIZES = {"B": st.integers(1, 2), "N": st.integers(0, 5), "M": st.integers(0, 6),
 @settings(max_examples=80, deadline=None)
 @given(st.fixed_dictionaries(SIZES), st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]), st.sampled_from(BIASES),
        st.sampled_from(["", "M", "NM", "BM", "HN", "BHNM"]), st.booleans(), st.sampled_from(["", "NM", "H", "BHNM"]), st.booleans(),
-       st.none() | st.integers(1, 7), st.none() | st.integers(-7, 7), st.sampled_from([0.0, 0.4]), st.booleans(), st.sampled_from([None, 1.5]), st.integers(0, 9))  # fmt: skip
+       st.none() | st.integers(1, 7), st.none() | st.integers(-7, 7), st.sampled_from([0.0, 0.4]), st.booleans(),
+       st.sampled_from([None, 1.5]), st.integers(0, 9))  # fmt: skip
 def test_as_the_loop(
     sizes: dict[str, int], heads: tuple[int, int], position: str, mask: str, key_mask: bool, bias: str, causal: bool, window: int | None,
     offset: int | None, dropout: float, drawn: bool, softcap: float | None, seed: int,

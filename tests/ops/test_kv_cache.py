@@ -1,6 +1,7 @@
 """KVCache: token by token and in chunks it equals the parallel form, for every causal pattern; what a token costs follows the pattern."""
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -107,7 +108,7 @@ def test_room_is_made_ahead_and_not_token_by_token() -> None:
     for at in range(900, 1300):
         cache.attend(*(x[:, :, at : at + 1] for x in given), pattern=PATTERNS["window"])
         places.append(cache.keys.data_ptr())
-    assert sum(a != b for a, b in zip(places, places[1:], strict=False)) == 1
+    assert sum(a != b for a, b in pairwise(places)) == 1
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -118,7 +119,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="append tokens first"):
         _ = cache.keys
     cache.attend(q, k, v)
-    with pytest.raises(ValueError, match="k must be Double .* like the keys before, got Float"):
+    with pytest.raises(ValueError, match=r"k must be Double .* like the keys before, got Float"):
         cache.append(k.float(), v.float())
     with pytest.raises(ValueError, match="count must lie in"):
         cache.rewind(5)

@@ -70,7 +70,13 @@ ROWS: tuple[Row, ...] = (
     Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
     Row("LongformerAttention", "Longformer (window 128, 16 global)", "qkv", "approximate", lambda size: {"window": 128, "global_tokens": 16}),
     Row("BigBirdAttention", "BigBird (blocks of 64)", "qkv", "approximate", lambda size: {"seed": 0}),
-    Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", lambda size: _extra_globals(size)),
+    Row(
+        "BigBirdAttention",
+        "BigBird-ETC (64 global)",
+        "qkv",
+        "approximate",
+        lambda size: {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0},
+    ),
     Row("BlockwiseAttention", "Blockwise (2 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 2)),
     Row("BlockwiseAttention", "Blockwise (3 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 3)),
     Row("ImageTransformerAttention", "Image Transformer (blocks of 64, 64 each side)", "qkv", "approximate", lambda size: _local(64)),
@@ -125,9 +131,9 @@ def _sparse(size: Size, pattern: str) -> dict[str, Any]:
     return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
 
 
-def _extra_globals(size: Size) -> dict[str, Any]:
+def _etc(globals: int) -> dict[str, Any]:
     """The first tokens stand for the extra ones."""
-    return {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0}
+    return {"construction": "etc", "num_extra_globals": globals, "seed": 0}
 
 
 def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
