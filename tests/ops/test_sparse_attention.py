@@ -306,7 +306,8 @@ EXTRAS = ["key_mask", "mask", "bias", "slopes", "table", "rows", "value_rows", "
 
 
 @settings(max_examples=60, deadline=None, print_blob=True)
-@given(ANY_PATTERN, st.sets(st.sampled_from(EXTRAS), max_size=3), st.sampled_from([1, 2, 16, 17, 64, 130, 200]), st.sampled_from([1, 63, 64, 150, 300]), st.sampled_from([4, 2, 1]),
+@given(ANY_PATTERN, st.sets(st.sampled_from(EXTRAS), max_size=3), st.sampled_from([1, 2, 16, 17, 64, 130, 200]),
+       st.sampled_from([1, 63, 64, 150, 300]), st.sampled_from([4, 2, 1]),
        st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]), st.integers(1, 3), st.integers(0, 99))  # fmt: skip
 def test_kernel_equals_formula(pattern: Pattern, extras: set[str], N: int, M: int, Hk: int, dtype: torch.dtype, threads: int, seed: int) -> None:
     a = extended(pattern, extras, N, M, Hk, seed)

@@ -131,9 +131,9 @@ def _sparse(size: Size, pattern: str) -> dict[str, Any]:
     return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
 
 
-def _etc(globals: int) -> dict[str, Any]:
+def _etc(extra: int) -> dict[str, Any]:
     """The first tokens stand for the extra ones."""
-    return {"construction": "etc", "num_extra_globals": globals, "seed": 0}
+    return {"construction": "etc", "num_extra_globals": extra, "seed": 0}
 
 
 def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
