@@ -6,11 +6,16 @@ namespace foveate::kernels {
 /// How numbers are stored. The engine computes in double where they are double, in float elsewhere.
 enum class Kind { float32, float64, bfloat16, float16 };
 
-/// Rows of contiguous numbers: element (b, h, n, d) is number b * batch + h * head + n * row + d.
+/// Rows of contiguous numbers: element (b, h, n, d) is number b * batch + h * head + n * row + d. Where there is an index, row n of (b, h)
+/// is row index[b * index_batch + h * index_head + n], or none where that is negative.
 struct Rows {
   const void* data;
   Kind kind;
   long batch, head, row;
+  const long* index;  // may be null
+  long index_batch, index_head;
+
+  long place(long b, long h, long n) const { return index ? index[b * index_batch + h * index_head + n] : n; }
 };
 
 /// Anything broadcast over [B,H,N,M]: strides may be 0. Absent where data is null.
@@ -44,7 +49,8 @@ template <class scalar> struct Softmax {
   long window;                      // hides j <= i + offset - window; 0: no window
   Plane<const scalar> bias;         // added to scaled scores
   Plane<const unsigned char> mask;  // 0 hides
-  const unsigned char* key_mask;    // [B,M], 0 hides; may be null
+  const unsigned char* key_mask;    // [B,key_rows], 0 hides; may be null
+  long key_rows;                    // M, if no index puts keys in line
   const scalar* slopes;             // [H]: -slope |j - i - offset|; may be null
   long origin;                      // entry of distance 0 in what follows
   ByDistance<scalar> table;         // added to the score; width 1, `along` is not rounded up

@@ -11,7 +11,7 @@ inline long number_size(Kind kind) { return kind == Kind::float64 ? 8 : kind == 
 
 /// Rows [first, first + count) of (b, h) as numbers to compute with: where they lie, or converted.
 template <class scalar> Right<scalar> rows_at(const Rows& rows, long b, long h, long first, long count, long width, long padded, scalar* room) {
-  const bool as_they_lie = (rows.kind == Kind::float32 || rows.kind == Kind::float64) && width == padded;
+  const bool as_they_lie = (rows.kind == Kind::float32 || rows.kind == Kind::float64) && width == padded && !rows.index;
   if (as_they_lie) return {static_cast<const scalar*>(rows.data) + b * rows.batch + h * rows.head + first * rows.row, rows.row};
   copy_rows(rows, b, h, first, count, width, scalar{1}, room, padded);
   return {room, padded};
@@ -38,7 +38,7 @@ template <int rows, class scalar> void dots(const scalar* x, Right<scalar> keys,
 template <class scalar> Right<char> values_ahead(const Softmax<scalar>& a, const QueryTile& q, long first) {
   const long bytes = number_size(a.v.kind);
   const char* data = static_cast<const char*>(a.v.data) + bytes * (q.b * a.v.batch + q.hk * a.v.head + first * a.v.row);
-  return {data, a.v.row <= 2 * a.Dv ? bytes * a.v.row : 0};
+  return {data, a.v.row <= 2 * a.Dv && !a.v.index ? bytes * a.v.row : 0};
 }
 
 template <class scalar> struct FewRoom {

@@ -16,7 +16,7 @@ inline float widened(unsigned short bits) {  // bfloat16
 
 /// Calls f with the stored row n of (b, h), as a pointer to its type, and with how to read one number of it.
 template <class scalar, class F> inline void with_row(const Rows& rows, long b, long h, long n, const F& f) {
-  const long at = b * rows.batch + h * rows.head + n * rows.row;
+  const long at = b * rows.batch + h * rows.head + rows.place(b, h, n) * rows.row;
   if constexpr (sizeof(scalar) == sizeof(double)) {
     f(static_cast<const double*>(rows.data) + at, [](double x) { return x; });
   } else if (rows.kind == Kind::float32) {
@@ -33,6 +33,10 @@ template <class scalar> void copy_rows(const Rows& rows, long b, long h, long fi
                                        long padded) {
   for (long r = 0; r < height; ++r) {
     scalar* row = to + r * padded;
+    if (rows.place(b, h, first + r) < 0) {
+      for (long d = 0; d < padded; ++d) row[d] = 0;
+      continue;
+    }
     with_row<scalar>(rows, b, h, first + r, [&](const auto* from, auto read) {
       for (long d = 0; d < width; ++d) row[d] = factor * static_cast<scalar>(read(from[d]));
     });
@@ -56,13 +60,17 @@ template <class scalar> inline void turn(const scalar* from, long row, scalar* t
 
 /// Copies the same rows to a transposed tile [width,key_tile]; keys beyond them are zero.
 template <class scalar> void copy_across(const Rows& rows, long b, long h, long first, long height, long width, scalar* to) {
-  const bool as_they_are = rows.kind == Kind::float32 || rows.kind == Kind::float64;
+  const bool as_they_are = (rows.kind == Kind::float32 || rows.kind == Kind::float64) && !rows.index;
   const long by_four = as_they_are ? height / 4 * 4 : 0, wide_by_four = width / 4 * 4;
   const scalar* from = static_cast<const scalar*>(rows.data) + (as_they_are ? b * rows.batch + h * rows.head + first * rows.row : 0);
   for (long r = 0; r < by_four; r += 4) {
     for (long d = 0; d < wide_by_four; d += 4) turn(from + r * rows.row + d, rows.row, to + d * key_tile + r);
   }
   for (long r = 0; r < height; ++r) {
+    if (rows.place(b, h, first + r) < 0) {
+      for (long d = 0; d < width; ++d) to[d * key_tile + r] = 0;
+      continue;
+    }
     with_row<scalar>(rows, b, h, first + r, [&](const auto* row, auto read) {
       for (long d = r < by_four ? wide_by_four : 0; d < width; ++d) to[d * key_tile + r] = static_cast<scalar>(read(row[d]));
     });
@@ -182,8 +190,8 @@ template <class T, class scalar> T* row_of(const Plane<T>& p, const QueryTile& q
 
 /// Whether scores are products and nothing else.
 template <class scalar> bool plain(const Softmax<scalar>& a, const Run& run) {
-  return run.whole && run.width == run.padded && !run.cut && !run.masked && !a.softcap && !a.bias.data && !a.mask.data && !a.key_mask && !a.slopes &&
-         !a.table.length;
+  return run.whole && run.width == run.padded && !run.cut && !run.masked && !a.softcap && !a.bias.data && !a.mask.data && !a.key_mask && !a.k.index &&
+         !a.slopes && !a.table.length;
 }
 
 /// tanh(x) by way of exp, for |x| of any size.
@@ -228,8 +236,13 @@ template <class scalar> void finish_row(const Softmax<scalar>& a, const QueryTil
     const unsigned char* mask = a.mask.data + q.b * a.mask.batch + q.h * a.mask.head + i * a.mask.row + run.first * a.mask.column;
     for (long c = begin; c < stop; ++c) row[c] = mask[c * a.mask.column] ? row[c] : hidden;
   }
-  if (a.key_mask) {
-    const unsigned char* mask = a.key_mask + q.b * a.M + run.first;
+  if (a.k.index) {
+    for (long c = begin; c < stop; ++c) {
+      const long key = a.k.place(q.b, q.hk, run.first + c);
+      row[c] = key >= 0 && (!a.key_mask || a.key_mask[q.b * a.key_rows + key]) ? row[c] : hidden;
+    }
+  } else if (a.key_mask) {
+    const unsigned char* mask = a.key_mask + q.b * a.key_rows + run.first;
     for (long c = begin; c < stop; ++c) row[c] = mask[c] ? row[c] : hidden;
   }
   for (long t = begin / key_tile; run.masked && t * key_tile < end; ++t) {

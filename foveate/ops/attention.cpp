@@ -10,19 +10,27 @@ namespace {
 
 OutAndLse attention_meta(const AttentionArguments& c) {
   const auto& q = c.q;
-  return {q.new_empty_symint({extent(q, 0), extent(q, 1), extent(q, 2), extent(c.v, 3)}),
-          q.new_empty_symint({extent(q, 0), extent(q, 1), extent(q, 2)}, q.options().dtype(accumulation_type(q.scalar_type())))};
+  return {q.new_empty_symint({extent(q, 0), extent(q, 1), queries_of(c), extent(c.v, 3)}),
+          q.new_empty_symint({extent(q, 0), extent(q, 1), queries_of(c)}, q.options().dtype(accumulation_type(q.scalar_type())))};
 }
 
 /// Refuses a tensor that does not broadcast to [B,H,N,M].
-void check_broadcast(const char* op, const char* name, const Tensor& t, const Tensor& q, const Tensor& k) {
-  const std::array scores{extent(q, 0), extent(q, 1), extent(q, 2), extent(k, 2)};
+void check_broadcast(const char* op, const char* name, const Tensor& t, const std::array<Size, 4>& scores) {
   bool fits = t.dim() <= 4;
   for (int64_t d = 1; fits && d <= t.dim(); ++d) {
     const Size size = extent(t, -d);
     fits = size == 1 || size == scores[static_cast<std::size_t>(4 - d)];
   }
   TORCH_CHECK_VALUE(fits, op, ": ", name, " must broadcast to [B,H,N,M] = ", c10::SymIntArrayRef(scores), ", got ", t.sym_sizes());
+}
+
+/// Refuses an index that does not say for each head of x which row stands where.
+void check_index(const char* op, const char* name, const optional<Tensor>& index, const Tensor& x) {
+  if (!index) return;
+  TORCH_CHECK_TYPE(index->scalar_type() == at::kLong, op, ": ", name, " must be int64, got ", index->scalar_type());
+  const auto fits = [&](int64_t d) { return extent(*index, d) == 1 || extent(*index, d) == extent(x, d); };
+  TORCH_CHECK_VALUE(index->dim() == 3 && fits(0) && fits(1), op, ": ", name, " must be [B or 1,heads or 1,places] for ", x.sym_sizes(), ", got ",
+                    index->sym_sizes());
 }
 
 /// One key more, that every query meets first.
@@ -63,11 +71,15 @@ optional<Tensor> visible_keys(const Tensor& k, const optional<Tensor>& key_mask,
 
 Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const patterns::Pattern& pattern, const Attention& o) {
   check_qkv(op, q, k, v);
+  check_index(op, "q_index", o.q_index, q);
+  check_index(op, "k_index", o.k_index, k);
+  const Size N = o.q_index ? extent(*o.q_index, 2) : extent(q, 2), M = o.k_index ? extent(*o.k_index, 2) : extent(k, 2);
+  const std::array scores{extent(q, 0), extent(q, 1), N, M};
   if (o.mask) {
     TORCH_CHECK_TYPE(o.mask->scalar_type() == at::kBool, op, ": mask must be bool, got ", o.mask->scalar_type());
-    check_broadcast(op, "mask", *o.mask, q, k);
+    check_broadcast(op, "mask", *o.mask, scores);
   }
-  if (o.bias) check_broadcast(op, "bias", *o.bias, q, k);
+  if (o.bias) check_broadcast(op, "bias", *o.bias, scores);
   const auto key_mask = visible_keys(k, o.key_mask, o.key_lengths);
   if (key_mask) {
     TORCH_CHECK_TYPE(key_mask->scalar_type() == at::kBool, op, ": key_mask must be bool, got ", key_mask->scalar_type());
@@ -94,7 +106,9 @@ Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const 
                                                               .value_rows = p.value_rows,
                                                               .dropout_keep = o.dropout_keep,
                                                               .dropout_seed = o.dropout_seed,
-                                                              .offset = o.offset.value_or(extent(k, 2) - extent(q, 2)),
+                                                              .q_index = o.q_index,
+                                                              .k_index = o.k_index,
+                                                              .offset = o.offset.value_or(M - N),
                                                               .origin = p.origin,
                                                               .window = o.window,
                                                               .causal = o.causal,

@@ -39,6 +39,8 @@ struct Attention {
   optional<Tensor> dropout_seed = {};  ///< int []: the draw depends on it and on b, h, i, j alone
   optional<double> softcap = {};       ///< scaled products become softcap tanh(product / softcap), before biases
   optional<Start> start = {};
+  optional<Tensor> q_index = {};  ///< int [B or 1,H or 1,N']: which query stands at each place in line, -1 none; out and lse are in line
+  optional<Tensor> k_index = {};  ///< int [B or 1,Hk or 1,M']: which key stands at each place, -1 none; masks of keys stay by key
 };
 
 struct Attended {

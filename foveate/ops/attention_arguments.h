@@ -10,7 +10,7 @@ struct AttentionArguments {
   Tensor q, k, v;              // [B,H,N,D], [B,Hk,M,D], [B,Hk,M,Dv]
   std::string pattern;         // empty: every key
   std::vector<Tensor> tables;  // of the pattern
-  optional<Tensor> mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, dropout_seed;
+  optional<Tensor> mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, dropout_seed, q_index, k_index;
   Size offset = 0;  // query i stands at key i + offset
   Size origin = 0;
   optional<int64_t> window;
@@ -35,6 +35,8 @@ struct AttentionArguments {
     f("value_rows", value_rows, "by distance, added to values");
     f("dropout_keep", dropout_keep, "bool");
     f("dropout_seed", dropout_seed, "int, of the draw where none is given");
+    f("q_index", q_index, "int, which query stands where");
+    f("k_index", k_index, "int, which key stands where");
     f("offset", offset, "of queries among keys");
     f("origin", origin, "of tables");
     f("window", window, "keys back");
@@ -44,6 +46,10 @@ struct AttentionArguments {
     f("softcap", softcap, "of scaled scores");
   }
 };
+
+/// How many queries and keys stand in line.
+inline Size queries_of(const AttentionArguments& c) { return c.q_index ? extent(*c.q_index, 2) : extent(c.q, 2); }
+inline Size keys_of(const AttentionArguments& c) { return c.k_index ? extent(*c.k_index, 2) : extent(c.k, 2); }
 
 using OutAndLse = std::tuple<Tensor, Tensor>;  // [B,H,N,Dv], [B,H,N]
 

@@ -34,7 +34,14 @@ kernels::Kind kind_of(at::ScalarType type) {
 Tensor last_contiguous(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous(); }
 
 kernels::Rows rows(const Tensor& t) {
-  return {.data = t.const_data_ptr(), .kind = kind_of(t.scalar_type()), .batch = t.stride(0), .head = t.stride(1), .row = t.stride(2)};
+  return {.data = t.const_data_ptr(),
+          .kind = kind_of(t.scalar_type()),
+          .batch = t.stride(0),
+          .head = t.stride(1),
+          .row = t.stride(2),
+          .index = nullptr,
+          .index_batch = 0,
+          .index_head = 0};
 }
 
 template <class T> kernels::Plane<T> plane(const optional<Tensor>& t, at::IntArrayRef shape) {
@@ -60,13 +67,14 @@ template <class scalar> struct Prepared {
     a.B = q.size(0);
     a.H = q.size(1);
     a.Hk = k.size(1);
-    a.N = q.size(2);
-    a.M = k.size(2);
+    a.N = queries_of(c).expect_int();
+    a.M = keys_of(c).expect_int();
+    a.key_rows = k.size(2);
     a.D = q.size(3);
     a.Dv = v.size(3);
-    a.q = rows(q);
-    a.k = rows(k);
-    a.v = rows(v);
+    a.q = in_line(q, c.q_index);
+    a.k = in_line(k, c.k_index);
+    a.v = in_line(v, c.k_index);
     a.scale = static_cast<scalar>(c.scale);
     a.softcap = static_cast<scalar>(c.softcap.value_or(0));
     a.offset = c.offset.expect_int();
@@ -81,7 +89,7 @@ template <class scalar> struct Prepared {
     if (c.table) a.table = {.length = c.table->size(1), .heads = c.table->size(0), .along = numbers(*exact(c.table)), .across = nullptr};
     if (c.rows) {
       a.rows = by_distance(*exact(c.rows));
-      a.row_query = rows(kept(last_contiguous(c.row_query.value_or(c.q))));
+      a.row_query = in_line(kept(last_contiguous(c.row_query.value_or(c.q))), c.q_index);
     }
     if (c.value_rows) a.value_rows = by_distance(*exact(c.value_rows));
     a.keep = plane<const unsigned char>(c.dropout_keep, all);
@@ -127,6 +135,16 @@ template <class scalar> struct Prepared {
   const Tensor& kept(Tensor t) { return alive_.emplace_back(std::move(t)); }
   optional<Tensor> exact(const optional<Tensor>& t) { return t ? optional(kept(t->to(options.dtype()))) : std::nullopt; }
   const scalar* numbers(const Tensor& t) { return kept(t.contiguous()).template const_data_ptr<scalar>(); }
+
+  kernels::Rows in_line(const Tensor& t, const optional<Tensor>& index) {
+    kernels::Rows found = rows(t);
+    if (!index) return found;
+    const Tensor whole = kept(index->contiguous());
+    found.index = whole.const_data_ptr<int64_t>();
+    found.index_batch = whole.size(0) > 1 ? whole.stride(0) : 0;
+    found.index_head = whole.size(1) > 1 ? whole.stride(1) : 0;
+    return found;
+  }
 
   kernels::ByDistance<scalar> by_distance(const Tensor& table) {  // [heads,length,width]
     const int64_t width = table.size(2);
@@ -248,23 +266,28 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
     const Tensor summed = t.size(0) == 1 ? by_head.sum(0, true) : by_head;
     return t.dim() == 3 ? summed.narrow(2, 0, t.size(2)) : summed;
   };
+  const auto out_of_line = [](const Tensor& d, const optional<Tensor>& index, const Tensor& like) {  // to the rows that stood there
+    if (!index) return d;
+    const Tensor place = index->clamp_min(0).expand({d.size(0), d.size(1), -1}).unsqueeze(3).expand_as(d);
+    return at::zeros(like.sizes(), d.options()).scatter_add(2, place, d * (*index >= 0).unsqueeze(3));
+  };
   std::vector<Tensor> found;
   const auto give = [&](bool want, const Tensor& like, const auto& gradient) {
     if (want) found.push_back(gradient().to(like.scalar_type()).contiguous());
   };
-  give(q, c.q, [&] { return c.rows && !c.row_query ? d_q + d_row_query : d_q; });
-  give(k, c.k, [&] { return of_keys(d_k, a.D); });
-  give(v, c.v, [&] { return of_keys(d_v, a.Dv); });
+  give(q, c.q, [&] { return out_of_line(c.rows && !c.row_query ? d_q + d_row_query : d_q, c.q_index, c.q); });
+  give(k, c.k, [&] { return out_of_line(of_keys(d_k, a.D), c.k_index, c.k); });
+  give(v, c.v, [&] { return out_of_line(of_keys(d_v, a.Dv), c.k_index, c.v); });
   if (bias) give(true, *c.bias, [&] { return d_bias.sums.sum(0).view(c.bias->sizes()); });
   if (slopes) give(true, *c.slopes, [&] { return of_tables(d_slopes, *c.slopes); });
   if (table) give(true, *c.table, [&] { return of_tables(d_table, *c.table); });
   if (rows_too) give(true, *c.rows, [&] { return of_tables(d_rows, *c.rows); });
-  if (row_query) give(true, *c.row_query, [&] { return d_row_query; });
+  if (row_query) give(true, *c.row_query, [&] { return out_of_line(d_row_query, c.q_index, *c.row_query); });
   if (value_rows) give(true, *c.value_rows, [&] { return of_tables(d_value_rows, *c.value_rows); });
   return found;
 }
 
-bool empty(const AttentionArguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0; }
+bool empty(const AttentionArguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0 || queries_of(c) == 0 || keys_of(c) == 0; }
 
 }  // namespace
 

@@ -15,7 +15,7 @@ struct SparseAttentionArguments {
   Tensor q, k, v;
   std::string pattern;
   std::vector<Tensor> tables;
-  optional<Tensor> mask, key_mask, key_lengths, bias, slopes, table, rows, dropout_keep, dropout_seed;
+  optional<Tensor> mask, key_mask, key_lengths, bias, slopes, table, rows, dropout_keep, dropout_seed, q_index, k_index;
   optional<double> scale, softcap;
   double dropout = 0;
   Size origin = 0;
@@ -36,6 +36,8 @@ struct SparseAttentionArguments {
     f("rows", rows, "by distance, scored by queries");
     f("dropout_keep", dropout_keep, "bool");
     f("dropout_seed", dropout_seed, "int");
+    f("q_index", q_index, "int");
+    f("k_index", k_index, "int");
     f("scale", scale, "of scores");
     f("softcap", softcap, "of scaled scores");
     f("dropout", dropout, "probability");
@@ -56,7 +58,9 @@ std::tuple<Tensor, Tensor> public_sparse_attention(const SparseAttentionArgument
                                       .dropout_keep = c.dropout_keep,
                                       .dropout = c.dropout,
                                       .dropout_seed = c.dropout_seed,
-                                      .softcap = c.softcap});
+                                      .softcap = c.softcap,
+                                      .q_index = c.q_index,
+                                      .k_index = c.k_index});
   return {std::move(out), std::move(lse)};
 }
 

@@ -84,6 +84,8 @@ def sparse_attention(
     table: Tensor | None = None,
     rows: Tensor | None = None,
     origin: int = 0,
+    q_index: Tensor | None = None,
+    k_index: Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     dropout: float = 0.0,
@@ -96,7 +98,9 @@ def sparse_attention(
     key_mask: bool [B,M], both True where a key takes part; key_lengths: int [B]. bias: broadcastable to [B,H,N,M], added after scaling.
     What a key's distance delta = j - i (from the query's place among the keys) counts for: slopes [H] subtracts slope |delta| (ALiBi);
     table [H,L] adds table[h, delta + origin] (T5); rows [H or 1,L,D] adds scale q_i . rows[h, delta + origin] (Shaw, Transformer-XL);
-    distances beyond a table use its ends. scale: default 1/sqrt(D). softcap, dropout, seed: see `attention`.
+    distances beyond a table use its ends. q_index int64 [B or 1,H or 1,N'] and k_index [B or 1,Hk or 1,M'] put queries and keys in a line of
+    their own, sorted or in clusters, and -1 nothing: pattern, masks and biases then go by places in line, key_mask by keys, and the result
+    is in line; nothing is copied. scale: default 1/sqrt(D). softcap, dropout, seed: see `attention`.
     Returns out [B,H,N,Dv], with return_lse also the log-sum-exp [B,H,N].
 
     >>> from foveate.patterns import causal, global_tokens, sliding_window
@@ -109,7 +113,7 @@ def sparse_attention(
         raise TypeError(f"sparse_attention: pattern must be a foveate.patterns.Pattern, got {type(pattern).__name__}")
     out, lse = torch.ops.foveate.sparse_attention(
         q, k, v, pattern.expression, list(pattern.tables), mask=mask, key_mask=key_mask, key_lengths=key_lengths, bias=bias, slopes=slopes,
-        table=table, rows=rows, origin=origin, scale=scale, softcap=softcap, dropout=dropout, dropout_seed=_seed(dropout, seed, q),
+        table=table, rows=rows, origin=origin, q_index=q_index, k_index=k_index, scale=scale, softcap=softcap, dropout=dropout, dropout_seed=_seed(dropout, seed, q),
     )  # fmt: skip
     return (out, lse) if return_lse else out
 

@@ -302,7 +302,7 @@ def joined(inner: st.SearchStrategy[Pattern]) -> st.SearchStrategy[Pattern]:
 
 
 ANY_PATTERN = st.recursive(LEAVES, joined, max_leaves=4)
-EXTRAS = ["key_mask", "mask", "bias", "slopes", "table", "rows", "value_rows", "softcap", "drawn", "keep", "window"]
+EXTRAS = ["key_mask", "mask", "bias", "slopes", "table", "rows", "value_rows", "softcap", "drawn", "keep", "window", "q_index", "k_index"]
 
 
 @settings(max_examples=60, deadline=None, print_blob=True)
@@ -333,20 +333,23 @@ def extended(pattern: Pattern, extras: set[str], N: int, M: int, Hk: int, seed: 
     g = torch.Generator().manual_seed(seed)
     H, D, Dv, length = 4, 9, 6, 40
     draw = lambda *shape: torch.randn(shape, generator=g, dtype=torch.float64) / 2  # noqa: E731
-    a: dict[str, Any] = {"q": draw(2, H, N, D), "k": draw(2, Hk, M, D), "v": draw(2, Hk, M, Dv), "pattern": pattern.expression}
+    queries, keys = N + 5 if "q_index" in extras else N, M + 5 if "k_index" in extras else M  # of which as many stand in line
+    a: dict[str, Any] = {"q": draw(2, H, queries, D), "k": draw(2, Hk, keys, D), "v": draw(2, Hk, keys, Dv), "pattern": pattern.expression}
     a |= {"tables": list(pattern.tables), "offset": M - N, "origin": 20, "scale": 0.4}
     made: dict[str, Callable[[], dict[str, Any]]] = {
-        "key_mask": lambda: {"key_mask": torch.rand(2, M, generator=g) < 0.8},
+        "key_mask": lambda: {"key_mask": torch.rand(2, keys, generator=g) < 0.8},
         "mask": lambda: {"mask": torch.rand(1, H, N, M, generator=g) < 0.8},
         "bias": lambda: {"bias": draw(1, H, N, 1) if seed % 2 else draw(2, 1, 1, M)},
         "slopes": lambda: {"slopes": draw(H).abs() / 10},
         "table": lambda: {"table": draw(H if seed % 2 else 1, length)},
-        "rows": lambda: {"rows": draw(1 if seed % 2 else H, length, D)} | ({"row_query": draw(2, H, N, D)} if seed % 3 else {}),
+        "rows": lambda: {"rows": draw(1 if seed % 2 else H, length, D)} | ({"row_query": draw(2, H, queries, D)} if seed % 3 else {}),
         "value_rows": lambda: {"value_rows": draw(1, length, Dv)},
         "softcap": lambda: {"softcap": 1.5},
         "drawn": lambda: {} if "keep" in extras else {"dropout": 0.3, "dropout_seed": torch.tensor(seed)},
         "keep": lambda: {"dropout": 0.3, "dropout_keep": torch.rand(2, H, N, M, generator=g) < 0.7},
         "window": lambda: {"window": 40, "causal": True},
+        "q_index": lambda: {"q_index": torch.randint(-1, N + 5, (1, H, N), generator=g)},
+        "k_index": lambda: {"k_index": torch.randint(-1, M + 5, (2, Hk, M) if seed % 2 else (1, 1, M), generator=g)},
     }
     for name in sorted(extras):
         a |= made[name]()
