@@ -54,6 +54,11 @@ def _efficient_block(size: Size) -> dict[str, Any]:
     return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
 
 
+def _extra_globals(size: Size) -> dict[str, Any]:
+    """The first tokens stand for the extra ones."""
+    return {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0}
+
+
 ROWS: tuple[Row, ...] = (
     Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
@@ -70,7 +75,8 @@ ROWS: tuple[Row, ...] = (
     Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
     Row("LongformerAttention", "Longformer (window 128, 16 global)", "qkv", "approximate", lambda size: {"window": 128, "global_tokens": 16}),
     Row("BigBirdAttention", "BigBird (blocks of 64)", "qkv", "approximate", lambda size: {"seed": 0}),
-    Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", lambda size: _extra_globals(size)),
+    Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", _extra_globals),
+    Row("GMATAttention", "GMAT (chunks of 128, memory 16)", "qkv", "approximate", lambda size: {"chunk": 128, "memory": 16}),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
@@ -95,6 +101,8 @@ REASONS = {
     "NonLocalAttention": "is exact attention with a scale of its own",
     "LongformerBlockAttention": "is Longformer by blocks",
     "BigBirdBlockAttention": "is BigBird with the first blocks global",
+    "GMATEncoder": "is a whole model",
+    "GMATCompression": "is a whole model",
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
@@ -113,11 +121,6 @@ def _linformer(size: Size, kind: str) -> dict[str, Any]:
 def _sparse(size: Size, pattern: str) -> dict[str, Any]:
     """The stride is about the root of the length, as in the paper."""
     return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
-
-
-def _extra_globals(size: Size) -> dict[str, Any]:
-    """The first tokens stand for the extra ones."""
-    return {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
