@@ -54,6 +54,11 @@ def _efficient_block(size: Size) -> dict[str, Any]:
     return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
 
 
+def _extra_globals(size: Size) -> dict[str, Any]:
+    """The first tokens stand for the extra ones."""
+    return {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0}
+
+
 ROWS: tuple[Row, ...] = (
     Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
@@ -83,6 +88,8 @@ ROWS: tuple[Row, ...] = (
     Row("JukeboxAttention", "Jukebox (row)", "qkv", "approximate", lambda size: _jukebox(size, "block")),
     Row("JukeboxAttention", "Jukebox (column)", "qkv", "approximate", lambda size: _jukebox(size, "transpose_block")),
     Row("JukeboxAttention", "Jukebox (previous row)", "qkv", "approximate", lambda size: _jukebox(size, "prev_block")),
+    Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", _extra_globals),
+    Row("GMATAttention", "GMAT (chunks of 128, memory 16)", "qkv", "approximate", lambda size: {"chunk": 128, "memory": 16}),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
@@ -111,6 +118,8 @@ REASONS = {
     "LongformerBlockAttention": "is Longformer by blocks",
     "BigBirdBlockAttention": "is BigBird with the first blocks global",
     "JukeboxTransformer": "is a whole model",
+    "GMATEncoder": "is a whole model",
+    "GMATCompression": "is a whole model",
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
@@ -149,6 +158,8 @@ def _local(block: int) -> dict[str, Any]:
 def _jukebox(size: Size, pattern: str) -> dict[str, Any]:
     """As many rows as columns, about."""
     return {"pattern": pattern, "block_length": 2 ** round(math.log2(size.length) / 2)}
+
+
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
