@@ -71,6 +71,7 @@ ROWS: tuple[Row, ...] = (
     Row("BlockwiseAttention", "Blockwise (2 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 2)),
     Row("BlockwiseAttention", "Blockwise (3 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 3)),
     Row("ImageTransformerAttention", "Image Transformer (blocks of 64, 64 each side)", "qkv", "approximate", lambda size: _local(64)),
+    Row("RetinaAttention", "Multi-scale retina (causal)", "qkv", "different", lambda size: {"scales": [1, 4, 16], "windows": [16, 16]}),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
@@ -97,6 +98,9 @@ REASONS = {
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
+    "MultiScaleTopDown": "is a whole model",
+    "MultiScaleBottomUp": "is a whole model",
+    "MultiScaleRetina": "is a whole model",
 }
 
 
