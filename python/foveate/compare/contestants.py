@@ -90,6 +90,9 @@ ROWS: tuple[Row, ...] = (
     Row("JukeboxAttention", "Jukebox (previous row)", "qkv", "approximate", lambda size: _jukebox(size, "prev_block")),
     Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", _extra_globals),
     Row("GMATAttention", "GMAT (chunks of 128, memory 16)", "qkv", "approximate", lambda size: {"chunk": 128, "memory": 16}),
+    Row("RetinaAttention", "Multi-scale retina (causal)", "qkv", "different", lambda size: {"scales": [1, 4, 16], "windows": [16, 16]}),
+    Row("DietAttention", "Diet (cascade, layer 4, causal)", "qkv", "different", lambda size: {"layer": 4}),
+    Row("DietAttention", "Diet (dilated with memory, layer 4, causal)", "qkv", "different", lambda size: {"layer": 4, "pattern": "dilated_mem"}),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
@@ -123,6 +126,11 @@ REASONS = {
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
+    "DietEncoder": "is a whole model",
+    "DietLanguageModel": "is a whole model",
+    "MultiScaleTopDown": "is a whole model",
+    "MultiScaleBottomUp": "is a whole model",
+    "MultiScaleRetina": "is a whole model",
 }
 
 
