@@ -155,7 +155,7 @@ std::pair<Tensor, JukeboxAttention::State> JukeboxAttention::step(const Options&
   else out = attend_by_pattern(o, in.q, k, v, key_mask);
   const auto [count, first] = kept(o, extent(k, 2));
   const auto keep = [&, &count = count, &first = first](const Tensor& x) { return x.narrow_symint(2, first, count); };
-  return {std::move(out), {.k = keep(k), .v = keep(v), .summary_k = none(k), .summary_v = none(v)}};
+  return {out, {.k = keep(k), .v = keep(v), .summary_k = none(k), .summary_v = none(v)}};
 }
 
 FOVEATE_MECHANISM(JukeboxAttention)

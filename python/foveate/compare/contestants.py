@@ -49,6 +49,10 @@ def _set(size: Size) -> dict[str, Any]:
     return {"dim": size.width, "num_heads": size.heads}
 
 
+def _star(size: Size) -> dict[str, Any]:
+    return {"embed_dim": size.width, "num_layers": 1, "num_heads": size.heads, "head_dim": size.width // size.heads}
+
+
 def _efficient_block(size: Size) -> dict[str, Any]:
     half = size.width // 2  # as wide as the non-local block's inner width
     return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
@@ -104,6 +108,7 @@ ROWS: tuple[Row, ...] = (
     Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(64)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
+    Row("StarTransformer", "Star-Transformer (one cycle)", "vectors", "different", _star),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
