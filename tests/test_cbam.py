@@ -83,3 +83,18 @@ def test_bam_pools_every_position_of_a_map_that_is_not_square(height: int, width
         t = normalised(F.conv2d(t, layer.conv.weight, layer.conv.bias, padding=around, dilation=max(1, around)), layer.norm)
     t = F.conv2d(t, gate.spatial.out.weight, gate.spatial.out.bias)
     torch.testing.assert_close(gate(x), x * (1 + torch.sigmoid(z[:, :, None, None] * t)))
+
+
+@pytest.mark.parametrize("form", ["CBAM", "BAM"])
+def test_a_padded_map_is_as_the_map_alone(form: str) -> None:
+    torch.manual_seed(0)
+    options = {"pools": "avg+max+lp+lse"} if form == "CBAM" else {"dilation_val": 2}
+    gate = getattr(foveate.nn, form)(gate_channels=4, reduction_ratio=2, **options, dtype=torch.float64).eval()
+    with torch.no_grad():
+        for p in gate.parameters():
+            p.normal_()
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    padded = F.pad(x, (0, 3, 0, 2), value=7.0)
+    mask = F.pad(torch.ones(2, 5, 6, dtype=torch.bool), (0, 3, 0, 2))
+    torch.testing.assert_close(gate(padded, mask)[..., :5, :6], gate(x))
+    assert gate(padded, torch.zeros_like(mask)).isfinite().all()

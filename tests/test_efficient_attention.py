@@ -60,3 +60,38 @@ def test_channels_beyond_a_multiple_of_the_heads_go_unused() -> None:
         foveate.nn.EfficientAttentionBlock(in_channels=4, key_channels=6, head_count=3, value_channels=7)
     with pytest.raises(ValueError, match="key_channels must give every head one, got 2 for 3"):
         foveate.nn.EfficientAttentionBlock(in_channels=4, key_channels=2, head_count=3, value_channels=6)
+
+
+def running(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The causal form, a query at a time."""
+    rows = [q[:, :, i : i + 1].softmax(-1) @ (k[:, :, : i + 1].softmax(2).transpose(-1, -2) @ v[:, :, : i + 1]) for i in range(q.shape[2])]
+    return torch.cat(rows, 2)
+
+
+@pytest.mark.parametrize("spread", [1.0, 40.0])
+def test_the_causal_form_normalises_keys_over_what_came_before(spread: float) -> None:
+    torch.manual_seed(0)
+    q, k, v = random(2, 2, 70, 4), random(2, 2, 70, 4), random(2, 2, 70, 3)
+    k = (k * spread).clamp(-60, 0)
+    torch.testing.assert_close(foveate.efficient_attention(q, k, v, causal=True), running(q, k, v), rtol=1e-9, atol=1e-10)
+
+
+def test_the_causal_form_stays_finite_whatever_the_keys() -> None:
+    q = v = torch.randn(1, 1, 6, 2)
+    k = torch.tensor([-3e4, 0.0, 3e4, -1e3, 2e4, 3e4]).view(1, 1, 6, 1).expand(-1, -1, -1, 2).clone().requires_grad_()
+    out = foveate.efficient_attention(q, k, v, causal=True)
+    (gradient,) = torch.autograd.grad(out.sum(), k)
+    assert out.isfinite().all() and gradient.isfinite().all()
+    torch.testing.assert_close(out[:, :, 0], v[:, :, 0])
+
+
+def test_the_causal_scaled_form_divides_by_the_keys_so_far() -> None:
+    torch.manual_seed(0)
+    q, k, v = random(1, 1, 5, 4), random(1, 1, 5, 4), random(1, 1, 5, 3)
+    scores = (q @ k.transpose(-1, -2)).tril() / torch.arange(1, 6, dtype=torch.float64).unsqueeze(1)
+    torch.testing.assert_close(foveate.efficient_attention(q, k, v, causal=True, normalization="scaling"), scores @ v)
+
+
+def test_causal_needs_as_many_queries_as_keys() -> None:
+    with pytest.raises(ValueError, match="causal needs as many queries as keys, got 3 and 4"):
+        foveate.efficient_attention(random(1, 1, 3, 2), random(1, 1, 4, 2), random(1, 1, 4, 2), causal=True)

@@ -80,3 +80,24 @@ def test_pair_weight_belongs_to_concatenation() -> None:
 def test_impossible_options_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=rf"non_local_block: {message} must be"):
         foveate.nn.NonLocalBlock(**{"in_channels": 4, **options})
+
+
+def test_the_pair_network_may_have_a_bias() -> None:
+    block = foveate.nn.NonLocalBlock(in_channels=4, mode="concatenation", biased_pair=True, sub_sample=False, bn=False, dtype=torch.float64)
+    with torch.no_grad():
+        for p in block.parameters():
+            p.normal_()
+    x = random(1, 4, 2, 3)
+    flat = x.flatten(2).transpose(1, 2)
+    q, k, v = (flat @ getattr(block, name).weight.flatten(1).T + getattr(block, name).bias for name in ("theta", "phi", "g"))
+    a, b = block.pair.weight.flatten().chunk(2)
+    y = ((q @ a).unsqueeze(-1) + (k @ b).unsqueeze(-2) + block.pair.bias).relu() @ v / 6
+    want = (y @ block.out.weight.flatten(1).T + block.out.bias).transpose(1, 2).view_as(x) + x
+    torch.testing.assert_close(block(x), want)
+
+
+def test_initial_values_of_the_authors() -> None:
+    torch.manual_seed(0)
+    block = foveate.nn.NonLocalBlock(in_channels=64, weight_std=0.01, bn_gain=1.0)
+    assert block.theta.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert (block.theta.bias == 0).all() and (block.norm.weight == 1).all()

@@ -171,3 +171,21 @@ def test_a_mask_of_another_length_is_refused() -> None:
     q, k, v = qkv()
     with pytest.raises(ValueError, match=r"key_mask must be \[B,M\] with B = 2 and M = 9"):
         foveate.alibi_attention(q, k, v, torch.ones(2, 5, dtype=torch.bool))
+
+
+def test_asymmetric_alibi_is_the_column_form() -> None:
+    q, k, v = qkv()
+    slopes = torch.ops.foveate.alibi_slopes(2, dtype=torch.float64)
+    scores = q @ k.transpose(-1, -2) / 2 + slopes[:, None, None] * torch.arange(9)
+    torch.testing.assert_close(foveate.alibi_attention(q, k, v, symmetric=False), scores.softmax(-1) @ v)
+    torch.testing.assert_close(foveate.alibi_attention(q, k, v, symmetric=False, causal=True), foveate.alibi_attention(q, k, v, causal=True))
+
+
+@pytest.mark.parametrize("clamp_len", [1, 3, 100])
+def test_clamped_xlnet_positions_share_the_rows_of_the_last_distance(clamp_len: int) -> None:
+    attend = foveate.nn.XLNetAttention(num_heads=2, head_dim=4, clamp_len=clamp_len, dtype=torch.float64)
+    plain = foveate.nn.XLNetAttention(num_heads=2, head_dim=4, dtype=torch.float64)
+    plain.load_state_dict(attend.state_dict())
+    (q, k, v), r = qkv(), torch.randn(2, 14, 4, dtype=torch.float64)
+    distance = (9 - torch.arange(14)).clamp(-clamp_len, clamp_len)
+    torch.testing.assert_close(attend(q, k, v, r), plain(q, k, v, r[:, 9 - distance]))

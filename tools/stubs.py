@@ -1,4 +1,5 @@
-"""Writes the type stubs of what the Python package builds from the library's catalogue: `stubs.py FOLDER` writes __init__.pyi and nn.pyi.
+"""Writes the type stubs of what the Python package builds from the library's catalogue: `stubs.py FOLDER` writes __init__.pyi and nn.pyi,
+`stubs.py --reference` writes tests/stubs.pyi.ref, the stubs of a few forms, so that a change of what is written here is seen in review.
 
 What is written by hand in python/foveate keeps its own annotations; the stubs name it again or, for classes of nn.py, repeat its signatures.
 """
@@ -13,6 +14,7 @@ from types import ModuleType
 import foveate
 from foveate._catalog import Card, Field, FormCard, catalog
 
+REFERENCE = ("multihead_attention", "transformer_xl")
 HEAD = '''"""{doc}"""
 # Written by tools/stubs.py.
 
@@ -152,6 +154,15 @@ def module_of_layers() -> list[str]:
     return lines
 
 
+def reference() -> str:
+    """Choices, options without default, named results, steps, parameters in lists, training: each at least once."""
+    chosen = {form.name: (card, form) for card in catalog() for form in card.forms if form.name in REFERENCE}
+    lines = [HEAD.format(doc="Reference of tests/package/test_surface.py.", typing="Literal, NamedTuple")]
+    for card, form in chosen.values():
+        lines += [*function(card, form, False), *(function(card, form, True) if form.streams else []), *layer(card, form)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def main(folder: Path) -> None:
     """Writes both."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,4 +171,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--reference":
+        (Path(__file__).parent.parent / "tests" / "stubs.pyi.ref").write_text(reference())
+    else:
+        main(Path(sys.argv[1]))

@@ -10,6 +10,11 @@
 namespace foveate::ops {
 namespace {
 
+std::tuple<Tensor, Tensor> public_merge_attention(const Tensor& outs, const Tensor& lses) {
+  auto [out, lse] = merge_attention(outs, lses);
+  return {std::move(out), std::move(lse)};
+}
+
 /// sparse_attention's arguments: a pattern, and how much distance counts, in plain types.
 struct SparseAttentionArguments {
   Tensor q, k, v;
@@ -106,10 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> public_linear_attention(const Tensor& q, cons
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(foveate, m) {
-  m.def("merge_attention(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)", [](const Tensor& outs, const Tensor& lses) {
-    auto [out, lse] = merge_attention(outs, lses);
-    return std::tuple(out, lse);
-  });
+  m.def("merge_attention(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)", {at::Tag::pt2_compliant_tag});
   m.def(torch::schema((schema_of<SparseAttentionArguments>("sparse_attention") + " -> (Tensor out, Tensor lse)").c_str()),
         {at::Tag::pt2_compliant_tag});
   m.def("pattern_to_dense(str pattern, Tensor[] tables, SymInt n, SymInt m, int? heads=None) -> Tensor", {at::Tag::pt2_compliant_tag});
@@ -118,6 +120,7 @@ TORCH_LIBRARY_FRAGMENT(foveate, m) {
                       "-> (Tensor out, Tensor state, Tensor key_sum)"),
         {at::Tag::pt2_compliant_tag});
   for (const auto key : {c10::DispatchKey::CompositeImplicitAutograd, c10::DispatchKey::FuncTorchBatchedDecomposition}) {
+    m.impl("merge_attention", torch::dispatch(key, &public_merge_attention));
     m.impl("sparse_attention", torch::dispatch(key, structured<&public_sparse_attention>().make()));
     m.impl("linear_attention", torch::dispatch(key, &public_linear_attention));
     m.impl("pattern_to_dense", torch::dispatch(key, &pattern_to_dense));

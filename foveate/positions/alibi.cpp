@@ -21,7 +21,11 @@ ops::ScoreBias positions::alibi(const Tensor& q, double bias_max) {
 void AlibiAttention::check(const Options& o) { TORCH_CHECK_VALUE(o.bias_max > 0, "alibi_attention: bias_max must be positive, got ", o.bias_max); }
 
 Tensor AlibiAttention::forward(const Options& o, const Parameters&, const Inputs& in) {
-  const auto position = positions::alibi(in.q, o.bias_max);
+  auto position = positions::alibi(in.q, o.bias_max);
+  if (!o.symmetric && !o.causal) {  // m_h j: of a query's keys only the differences matter
+    const Tensor column = *position.slopes * at::arange(extent(in.k, 2), position.slopes->options()).unsqueeze(1);  // [M,H]
+    return ops::attention(in.q, in.k, in.v, {.key_mask = in.key_mask, .bias = column.t().unsqueeze(1).to(in.q.scalar_type()), .scale = o.scale}).out;
+  }
   return ops::attention(in.q, in.k, in.v, {.key_mask = in.key_mask, .causal = o.causal, .scale = o.scale, .position = position}).out;
 }
 

@@ -24,10 +24,12 @@ assert torch.ops.foveate.alibi_slopes(8)[:3].tolist() == [0.5, 0.25, 0.125])"};
   struct Options {
     double bias_max = 8;
     bool causal = false;
+    bool symmetric = true;
     optional<double> scale;
     void fields(auto&& f) {
       f("bias_max", bias_max, "the last slope is 2^-bias_max (paper: 8; MPT makes it an option)");
-      f("causal", causal, "a query sees no key after it (paper: yes); without, keys after a query count like those before it");
+      f("causal", causal, "a query sees no key after it (paper: yes)");
+      f("symmetric", symmetric, "keys after a query count like those before it; False: the later a key, the more it counts (authors' code, BLOOM)");
       f("scale", scale, "multiplies q.k, not the bias, default 1/sqrt(D)");
     }
   };

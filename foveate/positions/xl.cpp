@@ -16,6 +16,7 @@ Tensor positions::sinusoid(const Tensor& distances, int64_t width) {
 void XLNetAttention::check(const Options& o) {
   TORCH_CHECK_VALUE(o.num_heads > 0, "xl_net_attention: num_heads must be positive, got ", o.num_heads);
   TORCH_CHECK_VALUE(o.head_dim > 0, "xl_net_attention: head_dim must be positive, got ", o.head_dim);
+  TORCH_CHECK_VALUE(o.clamp_len.value_or(1) > 0, "xl_net_attention: clamp_len must be positive, got ", *o.clamp_len);
 }
 
 XLNetAttention::Parameters XLNetAttention::init(const Options& o) {
@@ -26,7 +27,12 @@ Tensor XLNetAttention::forward(const Options& o, const Parameters& p, const Inpu
   const Size M = extent(in.k, 2);
   TORCH_CHECK_VALUE(extent(in.r, 1) == extent(in.q, 2) + M, "xl_net_attention: r must be [H,N+M,D] with N + M = ", extent(in.q, 2) + M, ", got ",
                     in.r.sym_sizes());
-  const auto position = positions::xl(in.q, p.position_bias, in.r, M);
+  Tensor r = in.r;
+  if (o.clamp_len) {  // row M - d is distance d
+    const Tensor behind = (M - at::arange(extent(r, 1), r.options().dtype(at::kLong))).clamp(-*o.clamp_len, *o.clamp_len);
+    r = r.index_select(1, M - behind);
+  }
+  const auto position = positions::xl(in.q, p.position_bias, r, M);
   return ops::attention(positions::plus_bias(in.q, p.content_bias), in.k, in.v,
                         {.key_mask = in.key_mask, .causal = o.causal, .scale = o.scale, .position = position})
       .out;

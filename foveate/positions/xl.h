@@ -31,11 +31,13 @@ assert attend(q, k, v, r).shape == (2, 4, 16, 8))"};
     int64_t head_dim = 0;
     bool causal = false;
     optional<double> scale;
+    optional<int64_t> clamp_len;
     void fields(auto&& f) {
       f("num_heads", num_heads, "heads H", required);
       f("head_dim", head_dim, "width D of a head", required);
       f("causal", causal, "a query sees no key after it; the last query meets the last key");
       f("scale", scale, "multiplies both terms, default 1/sqrt(D)");
+      f("clamp_len", clamp_len, "keys farther away on either side count as this far (transformers' XLNet: clamp_len); default no clamping");
     }
   };
   struct Inputs {

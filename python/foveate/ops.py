@@ -113,7 +113,8 @@ def sparse_attention(
         raise TypeError(f"sparse_attention: pattern must be a foveate.patterns.Pattern, got {type(pattern).__name__}")
     out, lse = torch.ops.foveate.sparse_attention(
         q, k, v, pattern.expression, list(pattern.tables), mask=mask, key_mask=key_mask, key_lengths=key_lengths, bias=bias, slopes=slopes,
-        table=table, rows=rows, origin=origin, q_index=q_index, k_index=k_index, scale=scale, softcap=softcap, dropout=dropout, dropout_seed=_seed(dropout, seed, q),
+        table=table, rows=rows, origin=origin, q_index=q_index, k_index=k_index, scale=scale, softcap=softcap, dropout=dropout,
+        dropout_seed=_seed(dropout, seed, q),
     )  # fmt: skip
     return (out, lse) if return_lse else out
 

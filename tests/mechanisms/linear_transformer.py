@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 2, "Hk": 2, "N": 6, "M": 6, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "N": 3, "M": 3, "D": 2, "Dv": 2}
@@ -27,12 +27,14 @@ CASES = [
 
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """Golden cases name the mask `mask` and the weights `<name>_projection`; recurrent ones record the state after every token."""
-    inputs = {name.removeprefix("input.").replace("mask", "key_mask"): x for name, x in t.items() if name.startswith("input.")}
+    inputs = {name.removeprefix("input."): x for name, x in t.items() if name.startswith("input.")}
+    if "mask" in inputs:
+        inputs["key_mask"] = inputs.pop("mask").bool()
     level = options.get("level", "function")
     chosen = {n: options[n] for n in ("causal", "feature_map", "eps") if n in options}
     if level == "layer":
-        parameters = {n.removeprefix("param.").replace("_projection", ""): x for n, x in t.items() if n.startswith("param.")}
-        chosen |= {n: options[n] for n in ("n_heads", "d_keys", "d_values") if n in options}
+        parameters = published("linear_transformer", t, "idiap/fast-transformers")
+        chosen |= {n: options[n] for n in ("n_heads", "d_keys", "d_values", "d_model_keys") if options.get(n) is not None}
         return {"output.out": call("linear_transformer", inputs, parameters, d_model=inputs["x"].shape[-1], **chosen)}
     if level == "function":
         return {"output.out": call("linear_transformer_attention", inputs, **chosen)}

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 LONG = 5000  # longer than dynamic export tries
 QKV = {"B": 2, "H": 2, "N": 12, "M": 14, "D": 4, "Dv": 3}
@@ -46,46 +46,39 @@ def _all_but_last(sizes: Any, letter: str) -> Tensor:
     return torch.arange(sizes[letter]).expand(sizes["B"], -1) < max(1, sizes[letter] - 1)
 
 
+FORMS = {"function": "linformer_attention", "module": "linformer_multihead_attention", "stack": "linformer_encoder"}
+
+
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """Golden cases write `k` for the rank, `max_seq_len` for the length, e and f for the projections, l<i>. for block i."""
     inputs = {name.removeprefix("input."): x for name, x in t.items() if name.startswith("input.")}
-    given = {name.removeprefix("param."): x for name, x in t.items() if name.startswith("param.")}
-    kind = options["kind"]
-    if kind == "fixed" and any(given[n].requires_grad for n in given if n.split(".")[-1] in ("e", "f")):
+    inputs |= {name: x.bool() for name, x in inputs.items() if name.endswith("mask")}
+    level, form = options["level"], FORMS[options["level"]]
+    leaves = {name.split(".")[-1]: x for name, x in t.items() if name.startswith("param.")}
+    sharing, kind = options.get("sharing", "headwise"), options.get("kind", "linear")
+    frozen = bool(options.get("freeze_compress")) and kind == "linear"
+    if (kind == "fixed" or frozen) and not any(leaves[n].requires_grad for n in ("e", "f") if n in leaves) and sharing != "layerwise":
+        kind = "fixed"
+    elif kind == "fixed":
         kind = "linear"  # the same numbers, and a gradient that the case compares
-    leaf = "fixed" if kind == "fixed" else "weight"
-    names = {"e": f"key_projection.{leaf}", "f": f"value_projection.{leaf}", "e_bias": "key_projection.bias", "f_bias": "value_projection.bias"}
-    parameters = {names[n]: x for n, x in given.items() if n in names}
+    parameters = published(form, t, "paper, fixed" if kind == "fixed" else "paper")
     keys = inputs.get("k", inputs.get("context", inputs.get("x")))
-    matrix = next((x for n, x in given.items() if n.split(".")[-1] == "e"), keys)
-    length = {"mean": keys.shape[-2], "max": keys.shape[-2], "conv": options.get("max_seq_len", 512)}.get(kind)
+    length = {"mean": keys.shape[-2], "max": keys.shape[-2], "conv": options.get("max_seq_len", keys.shape[-2])}.get(kind)
     common = {
-        "rank": options["k"],
+        "rank": options.get("k", 256),
         "kind": kind,
-        "sharing": options.get("sharing", "headwise"),
-        "length": length or matrix.shape[-1],
+        "sharing": sharing,
+        "length": length or leaves.get("e", keys).shape[-1],
         "slot_causal": options.get("slot_causal", False),
         "scale": options.get("scale"),
     }
-    if options["level"] == "function":
-        return {"output.out": call("linformer_attention", inputs, parameters, **common)}
+    if level == "function":
+        return {"output.out": call(form, inputs, parameters, **common)}
     common |= {"embed_dim": inputs["x"].shape[-1], "num_heads": options["heads"], "project": options.get("project", "input")}
     common |= {n: options[n] for n in ("one_kv_head", "share_kv_projection", "full_attention") if n in options}
-    query = next(x for n, x in given.items() if n.split(".")[-1] == "wq")
-    common["head_dim"] = query.shape[0] // options["heads"]
-    layer = {f"{short}{letter}": f"{full}.{kind}" for short, kind in (("w", "weight"), ("b", "bias"))
-             for letter, full in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out"))}  # fmt: skip
-    if options["level"] == "module":
-        return {
-            "output.out": call("linformer_multihead_attention", inputs, parameters | {layer[n]: x for n, x in given.items() if n in layer}, **common)
-        }
-    block = {n: f"attention.{full}" for n, full in (layer | names).items()}
-    block |= {"ln1_w": "norm1.weight", "ln1_b": "norm1.bias", "ln2_w": "norm2.weight", "ln2_b": "norm2.bias"}
-    block |= {"w1": "feed_forward.up.weight", "b1": "feed_forward.up.bias", "w2": "feed_forward.down.weight", "b2": "feed_forward.down.bias"}
-    for name, x in given.items():
-        if "." in name:
-            i, own = name.split(".")
-            parameters[f"blocks.{i[1:]}.{block[own]}"] = x
-    reduce = 0 if common["sharing"] == "layerwise" else options.get("k_reduce_by_layer", 0)
+    common["head_dim"] = leaves["wq"].shape[0] // options["heads"]
+    if level == "module":
+        return {"output.out": call(form, inputs, parameters, **common)}
+    reduce = 0 if sharing == "layerwise" else options.get("k_reduce_by_layer", 0)
     chosen = {"depth": options["depth"], "activation": options.get("activation", "gelu"), "rank_step": reduce, "eps": options.get("eps", 1e-5)}
-    return {"output.out": call("linformer_encoder", inputs, parameters, **common, **chosen)}
+    return {"output.out": call(form, inputs, parameters, **common, **chosen)}

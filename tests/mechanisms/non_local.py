@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 1, "N": 6, "M": 5, "D": 4, "Dv": 3}
 MAP = {"B": 2, "H": 4, "W": 5}
@@ -33,19 +33,16 @@ CASES = [
     _block("T", "H", "W", mode="gaussian", sub_sample=False, smallest=1),
     _block("T", "H", "W", pool_position="before", scale=0.5, bn=False),
     _block("H", "W", mode="concatenation", inter_channels=2),
+    _block("H", "W", mode="concatenation", biased_pair=True, bn_gain=1.0, weight_std=0.3, name="biased pair"),
 ]  # fmt: skip
 
 
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """Golden cases name the way back W, the pair network concat, and say of bn whether it trains."""
-    names = {"W": "out", "concat": "pair", "bn": "norm"}
-    parameters = {}
-    for name, x in t.items():
-        if name.startswith("param."):
-            group, leaf = name.removeprefix("param.").split(".")
-            parameters[f"{names.get(group, group)}.{leaf}"] = x
+    parameters = published("non_local_block", t)
     bn = options.get("bn", "train")
-    chosen = {n: x for n, x in options.items() if n not in ("bn", "in_channels")}
+    known = ("mode", "dimension", "inter_channels", "sub_sample", "pool_position", "scale", "bn_eps", "bn_momentum")
+    chosen = {"dimension": t["input.x"].dim() - 2, **{n: options[n] for n in known if options.get(n) is not None}}
     out = call(
         "non_local_block", {"x": t["input.x"]}, parameters, training=bn == "train",
         in_channels=options.get("in_channels", t["input.x"].shape[1]), bn=bn != "none", **chosen,

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 SETS = {"make": {"x": lambda s, g: torch.randn(s["B"], s["N"], s["E"], generator=g, dtype=torch.float64)}}
 X = {"B": 2, "N": 7, "E": 3}
@@ -29,37 +29,20 @@ CASES = [
          gradcheck=SMALL),
 ]  # fmt: skip
 
-MAB = {f"{short}{letter}": f"{full}.{kind}" for short, kind in (("w", "weight"), ("b", "bias"))
-       for letter, full in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out"))}  # fmt: skip
-MAB |= {f"ln{i}_{short}": f"norm{i}.{kind}" for i in (0, 1) for short, kind in (("w", "weight"), ("b", "bias"))}
-PLACES = {"enc0": "encoder.0", "enc1": "encoder.1", "dec0": "decoder.0", "dec1": "decoder.1", "pma": "pooling"}
-
-
-def _named(given: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Parameters below a prefix, under our names."""
-    ours = {}
-    for name, x in given.items():
-        if not name.startswith(prefix):
-            continue
-        *places, leaf = name.removeprefix(prefix).split(".")
-        leaf = {"i": "inducing", "s": "seeds", "w_out": "out.weight", "b_out": "out.bias"}.get(leaf) or MAB.get(leaf, leaf)
-        ours[".".join([*(PLACES.get(place, place) for place in places), leaf])] = x
-    return ours
-
 
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """Golden cases write wq, bq, ... in each MAB, `i` and `s` for learned points; isab_pma is ISAB, then PMA."""
     inputs = {name.removeprefix("input."): x for name, x in t.items() if name.startswith("input.")}
-    given = {name.removeprefix("param."): x for name, x in t.items() if name.startswith("param.")}
+    inputs |= {name: x.bool() for name, x in inputs.items() if name.endswith("mask")}
     block = options["block"]
     if block == "latent_isab":
         chosen = {n: options.get(n, False) for n in ("latent_self_attend", "inverted_attention")}
-        out, latents = call(block, inputs, _named(given), dim=inputs["x"].shape[-1], num_heads=options["heads"], **chosen)
+        out, latents = call(block, inputs, published(block, t), dim=inputs["x"].shape[-1], num_heads=options["heads"], **chosen)
         return {"output.out": out, "output.latents": latents}
-    width = next(x for n, x in given.items() if n.split(".")[-1] == "wo").shape[0]
+    width = next(x for n, x in t.items() if n.startswith("param.") and n.split(".")[-1] == "wo").shape[0]
     chosen = {"dim": width, "num_heads": options["heads"], "layer_norm": options.get("layer_norm", False), "eps": options.get("eps", 1e-5)}
     if block == "isab_pma":
         masks = {n: x for n, x in inputs.items() if n == "key_mask"}
-        encoded = call("isab", inputs, _named(given, "isab."), **chosen)
-        return {"output.out": call("pma", {"x": encoded, **masks}, _named(given, "pma."), **chosen)}
-    return {"output.out": call(block, inputs, _named(given), **chosen)}
+        encoded = call("isab", inputs, published("isab", t, below="isab."), **chosen)
+        return {"output.out": call("pma", {"x": encoded, **masks}, published("pma", t, below="pma."), **chosen)}
+    return {"output.out": call(block, inputs, published(block, t), **chosen)}

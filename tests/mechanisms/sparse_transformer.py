@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 4, "Hk": 2, "N": 40, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "Hk": 2, "N": 5, "D": 2, "Dv": 2}
@@ -69,11 +69,9 @@ CASES = [
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """`combine`: the paper's sets; `config`: a layout of DeepSpeed; neither: a mode of the authors' code."""
     if "num_layers" in options:
-        return {
-            "output.out": call(
-                "sparse_transformer_stack", {"x": t["input.x"]}, _parameters(t), **_sets(options), **_model(options, t["input.x"].shape[-1])
-            )
-        }
+        inputs = {n.removeprefix("input."): x for n, x in t.items() if n.startswith("input.")}
+        parameters = published("sparse_transformer_stack", t)
+        return {"output.out": call("sparse_transformer_stack", inputs, parameters, **_sets(options), **_model(options, inputs["x"].shape[-1]))}
     if "input.q" not in t:
         return {f"output.{name}.layout": _layout(case, t.get(f"input.{name}.random_blocks")) for name, case in options.items()}
     qkv = {name: t[f"input.{name}"] for name in "qkv"}
@@ -108,16 +106,6 @@ def _model(options: dict[str, Any], width: int) -> dict[str, Any]:
     return {"embed_dim": width, **{n: options[n] for n in ("num_heads", "num_layers", "ff_mult", "layer_norm_eps") if n in options}}
 
 
-def _parameters(t: dict[str, Tensor]) -> dict[str, Tensor]:
-    groups = {"ff1": "feed_forward.up", "ff2": "feed_forward.down", **{n: f"attention.{n}" for n in ("query", "key", "value", "out")}}
-    found = {}
-    for name, x in t.items():
-        if name.startswith("param."):
-            layer, group, leaf = name.removeprefix("param.").split(".")
-            found[f"blocks.{layer}.{groups.get(group, group)}.{leaf}"] = x
-    return found
-
-
 _CONFIGURATION = (
     "config", "block", "different_layout_per_head", "num_local_blocks", "num_global_blocks", "attention", "horizontal_global_attention",
     "num_different_global_patterns", "num_random_blocks", "local_window_blocks", "global_block_indices", "global_block_end_indices",
@@ -131,7 +119,8 @@ def _block_sparse(options: dict[str, Any], inputs: dict[str, Tensor], t: dict[st
     given = dict(inputs)
     for name in ("rpe", "key_padding_mask", "attn_mask", "random_blocks"):
         if (x := t.get(f"input.{name}")) is not None:
-            given[booleans.get(name, name) if x.dtype == torch.bool else name] = x
+            numbers = name == "random_blocks" or x.dtype == torch.bool or x.is_floating_point()
+            given[booleans.get(name, name) if x.dtype == torch.bool else name] = x if numbers else x.to(inputs["q"].dtype)
     chosen = {name: options[name] for name in _CONFIGURATION if options.get(name) is not None}
     if options["config"] == "variable" and "random_blocks" not in given and "num_random_blocks" in chosen:
         chosen["num_random_blocks"] = 0

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,15 @@ def test_refuses_shapes_that_do_not_fit(outs: tuple[int, ...], lses: tuple[int, 
 def test_refuses_types_that_do_not_fit() -> None:
     with pytest.raises(TypeError, match="lses must be"):
         foveate.merge_attention(torch.zeros(2, 3), torch.zeros(2, dtype=torch.float64))
+
+
+def test_vmap_goes_through_without_a_loop() -> None:
+    samples = [parts([3, 4, 6], 5, torch.float64, seed, neutral=0) for seed in (7, 8)]
+    stacked = [torch.stack(both) for both in zip(*samples, strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out, lse = torch.vmap(torch.ops.foveate.merge_attention)(*stacked)
+        gradient = torch.vmap(torch.func.grad(lambda outs, lses: torch.ops.foveate.merge_attention(outs, lses)[0].sum()))(*stacked)
+    for i, (outs, lses) in enumerate(samples):
+        assert_same((out[i], lse[i]), FORMULA(outs, lses))
+        torch.testing.assert_close(gradient[i], torch.func.grad(lambda x, y=lses: FORMULA(x, y)[0].sum())(outs))

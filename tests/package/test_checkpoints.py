@@ -16,7 +16,26 @@ from tests.contract import cases
 FOLDER = Path(_checkpoints.__file__).parent / "checkpoints"
 MAPPED = [form.name for form in forms().values() if _checkpoints.sources(form)]
 CASES = [case for case in cases() if case.card.has_parameters]
+LINFORMER = {"embed_dim": 8, "num_heads": 2, "length": 9, "rank": 4}
+MORE: dict[str, list[dict[str, Any]]] = {  # options with other tensors than those of the cases
+    "mab": [{"query_dim": 3, "key_dim": 4, "dim": 8, "num_heads": 2, "layer_norm": True}],
+    "isab": [{"in_dim": 3, "dim": 8, "num_heads": 2, "layer_norm": True}],
+    "linformer_attention": [{"length": 9, "rank": 4, "kind": "fixed"}],
+    "linformer_multihead_attention": [
+        {**LINFORMER, "bias": False, "project": "heads"},
+        {**LINFORMER, "bias": False, "project": "heads", "slot_bias": True, "sharing": "none"},
+        {**LINFORMER, "bias": False, "project": "heads", "slot_bias": True, "sharing": "kv", "out_inner_dim": 5},
+    ],
+    "linformer_encoder": [{**LINFORMER, "depth": 2, "slot_bias": True}, {**LINFORMER, "depth": 1, "slot_bias": True, "sharing": "layerwise"}],
+}
 MAPS = [(name, source) for name in MAPPED for source in _checkpoints.sources(forms()[name])]
+
+
+def pairs(name: str) -> list[tuple[Any, Any]]:
+    """Two layers of every set of options, with other weights."""
+    made = [(case.layer(), case.layer(seed=1)) for case in CASES if case.form == name]
+    layer = getattr(foveate.nn, forms()[name].class_name)
+    return made + [(layer(**options), layer(**options)) for options in MORE.get(name, [])]
 
 
 def saved(entries: tuple[_checkpoints.Entry, ...], state: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -32,8 +51,9 @@ def saved(entries: tuple[_checkpoints.Entry, ...], state: dict[str, Tensor]) -> 
             together.setdefault((published, op), []).append(x)
         elif op in ("concat", "stack"):
             joined = [str(_checkpoints.published_name((e,), name)) for e in makers if e.op == op]
-            names = [n.replace("{i}", str(i)) for n in joined for i in range(2 if "{i}" in n else 1)]
-            result |= zip(names, x.chunk(len(names)) if op == "concat" else x.unbind(), strict=False)
+            count = len(x) if op == "stack" else 2
+            names = [n.replace("{i}", str(i)) for n in joined for i in range(count if "{i}" in n else 1)]
+            result |= zip(names, x.chunk(len(names)) if op == "concat" else x.unbind(), strict=True)
         else:
             result[published] = x.transpose(-1, -2) if op else x
     if any(x.shape[1:] != xs[0].shape[1:] for xs in together.values() for x in xs):
@@ -41,8 +61,8 @@ def saved(entries: tuple[_checkpoints.Entry, ...], state: dict[str, Tensor]) -> 
     return result | {name: (torch.cat if op == "split" else torch.stack)(xs) for (name, op), xs in together.items()}
 
 
-def test_maps_are_of_forms_with_parameters() -> None:
-    assert set(MAPPED) <= {case.form for case in CASES}
+def test_every_form_with_parameters_is_mapped_and_nothing_else() -> None:
+    assert set(MAPPED) == {case.form for case in CASES}
     named = {(card_of(form).slug, form.class_name) for form in forms().values()}
     for path in FOLDER.glob("*.json"):
         assert {(path.stem, name) for name in json.loads(path.read_text())} <= named
@@ -51,7 +71,7 @@ def test_maps_are_of_forms_with_parameters() -> None:
 @pytest.mark.parametrize("name", MAPPED)
 def test_some_source_names_every_parameter_and_no_entry_is_idle(name: str) -> None:
     known = _checkpoints.sources(forms()[name])
-    ours = {parameter for case in CASES if case.form == name for parameter in case.layer().state_dict()}
+    ours = {parameter for layer, _ in pairs(name) for parameter in layer.state_dict()}
     for parameter in ours:
         assert any(_checkpoints.published_name(entries, parameter) for entries in known.values()), f"no source names {parameter}"
     for source, entries in known.items():
@@ -64,8 +84,7 @@ def test_some_source_names_every_parameter_and_no_entry_is_idle(name: str) -> No
 def test_saved_weights_come_back(name: str, source: str) -> None:
     entries = _checkpoints.sources(forms()[name])[source]
     tried = 0
-    for case in [case for case in CASES if case.form == name]:
-        layer, other = case.layer(), case.layer(seed=1)
+    for layer, other in pairs(name):
         if not layer.state_dict() or (theirs := saved(entries, layer.state_dict())) is None:
             continue
         assert foveate.nn.load_published(other, theirs, source) == source

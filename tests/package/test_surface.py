@@ -1,5 +1,6 @@
 """What a user of the Python package meets: import, help, catalogue, stubs, the README."""
 
+import ast
 import doctest
 import inspect
 import re
@@ -56,6 +57,23 @@ def test_the_table_of_the_readme_is_up_to_date() -> None:
         sys.path.pop(0)
     text = (ROOT / "README.md").read_text()
     assert text == refreshed(text), "run: python tools/generate.py"
+
+
+def test_stubs_are_as_the_reference_says() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import stubs
+    finally:
+        sys.path.pop(0)
+    assert stubs.reference() == (ROOT / "tests" / "stubs.pyi.ref").read_text(), "if that is meant, run: python tools/stubs.py --reference"
+
+
+def test_stubs_are_valid_python_and_name_every_form(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / "tools" / "stubs.py"), str(tmp_path)], check=True)
+    functions, layers = (ast.parse((tmp_path / name).read_text()).body for name in ("__init__.pyi", "nn.pyi"))
+    assert {n.name for n in layers if isinstance(n, ast.ClassDef)} >= {form.class_name for form in forms().values()}
+    assert {n.name for n in functions if isinstance(n, ast.FunctionDef)} >= set(forms()) - {"attention"}
+    assert "load_published" in {n.name for n in layers if isinstance(n, ast.FunctionDef)}
 
 
 def test_every_mechanism_has_a_page_that_takes_its_reference() -> None:

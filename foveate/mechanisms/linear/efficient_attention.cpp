@@ -1,7 +1,9 @@
+#include <foveate/attention_formula.h>
 #include <foveate/efficient_attention.h>
 #include <foveate/linear_attention.h>
 
 #include <limits>
+#include <numbers>
 
 namespace foveate {
 namespace {
@@ -32,6 +34,7 @@ Tensor divide_by_count(const Tensor& x, const Tensor& k, const optional<Tensor>&
 void EfficientAttention::check(const Options& o) { check_normalization("efficient_attention", o.normalization, o.temperature); }
 
 Tensor EfficientAttention::forward(const Options& o, const Parameters&, const Inputs& in) {
+  if (o.causal) return step(o, {}, in, {}).first;
   if (o.normalization == EfficientNormalization::scaling) {
     const auto sum = ops::linear_attention(in.q, in.k, in.v, {.key_mask = in.key_mask, .normalizer = ops::Normalizer::none});
     return divide_by_count(sum.out, in.k, in.key_mask);
@@ -39,6 +42,42 @@ Tensor EfficientAttention::forward(const Options& o, const Parameters&, const In
   const auto tempered = [&](const Tensor& x) { return o.temperature == 1 ? x : x / o.temperature; };
   const Tensor q = tempered(in.q).softmax(-1), k = softmax_positions(tempered(in.k), in.key_mask);
   return ops::linear_attention(q, k, in.v, {.key_mask = in.key_mask, .normalizer = ops::Normalizer::none}).out;
+}
+
+/// The causal form: per channel c, out_i = sum_c rho(q)_ic (sum_{j<=i} e_jc v_j) / z_ic with z_ic = sum_{j<=i} e_jc, e = exp(k) 2^-top. The
+/// division joins the query, so that one linear attention is left. `top` keeps the exponentials in range; scaling by powers of two is exact,
+/// so that it cancels to the last bit, and what comes later changes nothing.
+std::pair<Tensor, EfficientAttention::State> EfficientAttention::step(const Options& o, const Parameters&, const Inputs& in, State&& past) {
+  TORCH_CHECK_VALUE(o.causal, "efficient_attention_step: causal must be True for the form to stream, got False");
+  TORCH_CHECK_VALUE(extent(in.q, 2) == extent(in.k, 2), "efficient_attention: causal needs as many queries as keys, got ", extent(in.q, 2), " and ",
+                    extent(in.k, 2));
+  const bool softmax = o.normalization == EfficientNormalization::softmax;
+  const auto type = ops::accumulation_type(in.q.scalar_type());
+  const Tensor q = in.q.to(type), k = in.k.to(type), v = in.v.to(type);
+  const auto hidden = in.key_mask ? optional(in.key_mask->logical_not().unsqueeze(1).unsqueeze(-1)) : std::nullopt;  // [B,1,M,1]
+  const auto cleared = [&](const Tensor& x) { return hidden ? x.masked_fill(*hidden, 0) : x; };
+
+  const Tensor none = at::zeros_like(k.narrow_symint(2, 0, 0)).sum(2);  // [B,Hk,D]
+  const Tensor before = past.top.defined() ? past.top : (softmax ? none - 1e30 : none);
+  Tensor top = none, keys = k, counted = cleared(at::ones_like(k));  // what is summed with values, and alone
+  Tensor kept = at::ones_like(none);                                 // of the sums so far, under the new top
+  if (softmax) {
+    const Tensor power = k * (std::numbers::log2e / o.temperature), whole = power.detach().floor();  // exp(k) = 2^power
+    const double lowest = type == at::kDouble ? -480 : -60;                                          // the gradient has the square of this power
+    top = at::cat({before.unsqueeze(2), hidden ? whole.masked_fill(*hidden, -1e30) : whole}, 2).amax(2);
+    keys = counted = cleared((power - whole).exp2() * (whole - top.unsqueeze(2)).clamp(lowest, 0).exp2());
+    kept = (before - top).exp2();
+  }
+  const Tensor z_before = past.z.defined() ? past.z * kept : none;
+  const Tensor z = z_before.unsqueeze(2) + counted.cumsum(2);        // [B,Hk,M,D]
+  const Tensor divisor = z.masked_fill(z == 0, 1).unsqueeze(2);      // [B,Hk,1,M,D]
+  const Tensor rho = softmax ? (q / o.temperature).softmax(-1) : q;  // [B,H,N,D]
+  const Tensor asked = (rho.unflatten(1, {plain_extent(k, 1), -1}) / divisor).flatten(1, 2);
+  ops::LinearState state;
+  if (past.S.defined()) state = {.S = past.S * kept.unsqueeze(-1), .z = z_before};
+  auto sums = ops::linear_attention(asked, keys, v, {.causal = true, .key_mask = in.key_mask, .state = state, .normalizer = ops::Normalizer::none});
+  State next{.S = std::move(sums.state.S), .z = z_before + counted.sum(2), .top = top};
+  return {sums.out.to(in.q.scalar_type()), std::move(next)};
 }
 
 FOVEATE_MECHANISM(EfficientAttention)

@@ -11,7 +11,7 @@ inline constexpr Card efficient_attention{.slug = "efficient-attention",
                                           .year = 2018,
                                           .family = Family::linear,
                                           .cost = "O(N D^2)",
-                                          .causality = Causality::none,
+                                          .causality = Causality::strict,
                                           .equation = "out = softmax_channels(Q) (softmax_positions(K)^T V)"};
 
 /// How queries and keys are normalised, before keys and values are summed over positions.
@@ -33,10 +33,14 @@ torch.testing.assert_close(out, q.softmax(-1) @ context))"};
   struct Options {
     EfficientNormalization normalization = EfficientNormalization::softmax;
     double temperature = 1;
+    bool causal = false;
     void fields(auto&& f) {
       f("normalization", normalization,
         "softmax: queries over channels, keys over positions (authors' code); scaling: weights q k^T / M, M keys that take part (paper)");
       f("temperature", temperature, "divides q and k before the softmax; D^(1/4) comes near scaled dot products (authors' code: 1)");
+      f("causal", causal,
+        "an extension, the paper has no such form: query i normalises keys over positions 0 to i, and reads those; N = M. In single precision, "
+        "keys more than 41 below their channel's greatest count as 41 below");
     }
   };
   struct Inputs {
@@ -50,8 +54,18 @@ torch.testing.assert_close(out, q.softmax(-1) @ context))"};
     }
   };
   using Parameters = None;
+  /// The context of the keys so far, not yet normalised; float32 for half precision.
+  struct State {
+    Tensor S, z, top;
+    void fields(auto&& f) {
+      f("S", S, "[B,Hk,D,Dv] sum of exp(k) 2^-top v^T so far; scaling: of k v^T");
+      f("z", z, "[B,Hk,D] sum of exp(k) 2^-top so far; scaling: number of keys");
+      f("top", top, "[B,Hk,D] whole power of two of the greatest exp(k) of each channel so far; scaling: 0");
+    }
+  };
   static void check(const Options&);
   static Tensor forward(const Options&, const Parameters&, const Inputs&);
+  static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&);
 };
 
 /// The block on feature maps: 1x1 convolutions, heads of channels, reprojection, residual.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <numeric>
 #include <string_view>
 
@@ -25,16 +26,32 @@ Linear linear(int64_t in, int64_t out) {
   return made;
 }
 
+/// [B,C,H,W] with zeros where a position takes no part
+Tensor cleared(const Tensor& x, const optional<Tensor>& mask) { return mask ? x.masked_fill(mask->logical_not().unsqueeze(1), 0) : x; }
+
 struct Pool {
   std::string_view name;
   Tensor (*of)(const Tensor& positions);  // [B,C,N] -> [B,C]
+  double hidden;                          // what a position that takes no part holds
+
+  /// x [B,C,H,W]; of no position at all 0
+  Tensor operator()(const Tensor& x, const optional<Tensor>& mask) const {
+    if (!mask) return of(x.flatten(2));
+    const Tensor seen = mask->flatten(1).unsqueeze(1);                         // [B,1,N]
+    const Tensor count = seen.sum(-1).to(x.scalar_type());                     // [B,1]
+    Tensor pooled = of(x.flatten(2).masked_fill(seen.logical_not(), hidden));  // [B,C]
+    if (name == "avg") pooled = pooled * (seen.new_ones_symint(seen.sym_sizes()).sum(-1) / count.clamp_min(1));
+    return pooled.masked_fill(count == 0, 0);
+  }
 };
+constexpr double lowest = -std::numeric_limits<double>::infinity();
 constexpr std::array<Pool, 4> kinds{{
-    {"avg", [](const Tensor& x) { return x.mean(-1); }},
-    {"max", [](const Tensor& x) { return std::get<0>(x.max(-1)); }},
-    {"lp", [](const Tensor& x) { return at::linalg_vector_norm(x, 2, at::OptionalIntArrayRef({-1})); }},  // no gradient where all is 0
-    {"lse", [](const Tensor& x) { return x.logsumexp(-1); }},
+    {"avg", [](const Tensor& x) { return x.mean(-1); }, 0},
+    {"max", [](const Tensor& x) { return std::get<0>(x.max(-1)); }, lowest},
+    {"lp", [](const Tensor& x) { return at::linalg_vector_norm(x, 2, at::OptionalIntArrayRef({-1})); }, 0},  // no gradient where all is 0
+    {"lse", [](const Tensor& x) { return x.logsumexp(-1); }, lowest},
 }};
+constexpr const Pool& average = kinds[0];
 
 /// "avg+max" as kinds of pools.
 std::vector<Pool> parse(std::string_view pools) {
@@ -76,16 +93,15 @@ CBAM::Parameters CBAM::init(const Options& o) {
 
 Tensor CBAM::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
   check_map("cbam", in.x, o.gate_channels);
-  const Tensor positions = in.x.flatten(2);  // [B,C,N]
   std::vector<Tensor> pooled;
-  for (const auto& pool : parse(o.pools)) pooled.push_back(pool.of(positions));
+  for (const auto& pool : parse(o.pools)) pooled.push_back(pool(in.x, in.mask));
   const Tensor channel_gate = p.channel(at::stack(pooled)).sum(0).sigmoid();  // [B,C]
   Tensor y = in.x * channel_gate.unsqueeze(-1).unsqueeze(-1);
   if (o.no_spatial) return y;
 
   TORCH_CHECK_VALUE(p.spatial, "cbam: spatial is needed without no_spatial");
   const Tensor summary = at::stack({std::get<0>(y.max(1)), y.mean(1)}, 1);  // [B,2,H,W]
-  const Tensor map = p.spatial->conv(summary, {.padding = o.kernel_size / 2});
+  const Tensor map = p.spatial->conv(cleared(summary, in.mask), {.padding = o.kernel_size / 2});
   return y * p.spatial->norm(map, training, o.bn_momentum, o.bn_eps).sigmoid();
 }
 
@@ -128,14 +144,14 @@ Tensor BAM::forward(const Options& o, const Parameters& p, const Inputs& in, boo
   check_map("bam", in.x, o.gate_channels);
   const auto activate = [&](const BatchNorm& norm, const Tensor& x) { return norm(x, training, o.bn_momentum, o.bn_eps).relu(); };
 
-  Tensor z = in.x.mean({2, 3});  // [B,C]
+  Tensor z = average(in.x, in.mask);  // [B,C]
   for (const auto& layer : p.channel.hidden) z = activate(layer.norm, layer.linear(z));
   z = p.channel.out(z);
 
   Tensor t = in.x;
   for (const auto& layer : p.spatial.hidden) {
     const bool first = &layer == &p.spatial.hidden.front();
-    t = activate(layer.norm, first ? layer.conv(t) : layer.conv(t, {.padding = o.dilation_val, .dilation = o.dilation_val}));
+    t = activate(layer.norm, first ? layer.conv(t) : layer.conv(cleared(t, in.mask), {.padding = o.dilation_val, .dilation = o.dilation_val}));
   }
   t = p.spatial.out(t);  // [B,1,H,W]
 

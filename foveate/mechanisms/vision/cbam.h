@@ -48,7 +48,11 @@ assert out.shape == (2, 32, 7, 9))"};
   };
   struct Inputs {
     Tensor x;
-    void fields(auto&& f) { f("x", x, "[B,C,H,W] map"); }
+    optional<Tensor> mask;
+    void fields(auto&& f) {
+      f("x", x, "[B,C,H,W] map");
+      f("mask", mask, "bool [B,H,W] True where a position takes part; the others are as if beyond the map's edge, but for statistics in training");
+    }
   };
   /// The network that every pooled vector passes: W2 relu(W1 p).
   struct Mlp {
@@ -108,7 +112,11 @@ assert out.shape == (2, 32, 9, 5))"};
   };
   struct Inputs {
     Tensor x;
-    void fields(auto&& f) { f("x", x, "[B,C,H,W] map"); }
+    optional<Tensor> mask;
+    void fields(auto&& f) {
+      f("x", x, "[B,C,H,W] map");
+      f("mask", mask, "bool [B,H,W] True where a position takes part; the others are as if beyond the map's edge, but for statistics in training");
+    }
   };
   struct LinearLayer {
     layers::Linear linear;

@@ -89,18 +89,24 @@ void NonLocalBlock::check(const Options& o) {
 }
 
 NonLocalBlock::Parameters NonLocalBlock::init(const Options& o) {
-  using layers::Convolution;
+  const auto pointwise = [&](int64_t in, int64_t out, int64_t axes, bool bias = true) {
+    auto made = layers::Convolution::init(in, out, std::vector<int64_t>(static_cast<std::size_t>(axes), 1), bias);
+    if (o.weight_std) {
+      made.weight = layers::normal(made.weight.sizes(), *o.weight_std);
+      if (bias) made.bias = layers::zeros({out});
+    }
+    return made;
+  };
   const int64_t width = o.inter_channels.value_or(std::max<int64_t>(o.in_channels / 2, 1));
-  const std::vector<int64_t> one(static_cast<std::size_t>(o.dimension), 1);
-  Parameters p{.g = Convolution::init(o.in_channels, width, one), .out = Convolution::init(width, o.in_channels, one)};
+  Parameters p{.g = pointwise(o.in_channels, width, o.dimension), .out = pointwise(width, o.in_channels, o.dimension)};
   if (o.mode != NonLocalMode::gaussian) {
-    p.theta = Convolution::init(o.in_channels, width, one);
-    p.phi = Convolution::init(o.in_channels, width, one);
+    p.theta = pointwise(o.in_channels, width, o.dimension);
+    p.phi = pointwise(o.in_channels, width, o.dimension);
   }
-  if (o.mode == NonLocalMode::concatenation) p.pair = Convolution::init(2 * width, 1, {1, 1}, /*bias=*/false);
+  if (o.mode == NonLocalMode::concatenation) p.pair = pointwise(2 * width, 1, 2, o.biased_pair);
   // Whatever comes last starts at zero, so that a block put into a trained network changes nothing at first (paper, section 3.3).
   if (o.bn) {
-    p.norm = layers::BatchNorm::init(o.in_channels, /*gain=*/0);
+    p.norm = layers::BatchNorm::init(o.in_channels, o.bn_gain);
   } else {
     p.out.weight.zero_();
     p.out.bias->zero_();

@@ -76,6 +76,9 @@ assert torch.equal(block(x), x)  # a fresh block is the identity)"};
     double scale = 1;
     double bn_eps = 1e-5;
     double bn_momentum = 0.1;
+    bool biased_pair = false;
+    double bn_gain = 0;
+    optional<double> weight_std;
     void fields(auto&& f) {
       f("in_channels", in_channels, "channels C of the map", required);
       f("inter_channels", inter_channels, "width Ci of queries, keys and values (paper: C/2, at least 1)");
@@ -87,6 +90,9 @@ assert torch.equal(block(x), x)  # a fresh block is the identity)"};
       f("scale", scale, "multiplies theta.phi (paper: 1; authors' code: Ci^-0.5)");
       f("bn_eps", bn_eps, "added to the variance (1e-5)");
       f("bn_momentum", bn_momentum, "weight of new statistics (0.1)");
+      f("biased_pair", biased_pair, "whether the pair network of concatenation has a bias (tea1528; the paper has none)");
+      f("bn_gain", bn_gain, "initial gain of the normalisation (paper: 0, the block starts as the identity; an option of the authors' code)");
+      f("weight_std", weight_std, "initial weights normal with this deviation, biases 0 (authors' code: 0.01); default as torch's convolutions");
     }
   };
   struct Inputs {

@@ -173,8 +173,6 @@ def _jukebox(size: Size, pattern: str) -> dict[str, Any]:
     return {"pattern": pattern, "block_length": 2 ** round(math.log2(size.length) / 2)}
 
 
-
-
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
     cluster = min(cluster, size.length)
     return {"n_hashes": rounds, "q_cluster_size": cluster, "k_cluster_size": cluster}
