@@ -38,7 +38,7 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
   copy_rows(a.q, q.b, q.h, q.first, q.height, a.D, a.scale, at.queries, deep);
   if (a.rows.length) copy_rows(a.row_query, q.b, q.h, q.first, q.height, a.D, a.scale, at.row_query, deep);
   start_rows(q.height, wide, at.sums, at.tops, at.totals);
-  for_each_run(a, q, [&](const Run& run) {
+  const auto meet_run = [&](const Run& run) {
     score(a, q, run, at.queries, at.row_query, at.s, static_cast<scalar*>(nullptr), at.distances);
     for (long r = 0; r < q.height; ++r) {
       scalar* row = at.s + r * run_keys;
@@ -57,7 +57,8 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
       spread_by_distance(q, run, at.s, at.by_distance);
       sum_by_distance(a, q, run, a.value_rows, wide, at.by_distance, at.sums, at.distances);
     }
-  });
+  };
+  if (asked(a, q)) for_each_run(a, q, meet_run);
   for (long r = 0; r < q.height; ++r) finish(a, split, q.b, q.h, q.first + r, at.sums + r * wide, at.tops[r], at.totals[r]);
 }
 
@@ -110,6 +111,7 @@ template <class scalar> void differentiate_row(const Softmax<scalar>& a, const Q
 /// Backward of one tile: d_q of its queries, and what they add to the sums of this part.
 ///   p = exp(s - lse);  dv += p^T do;  ds = p (do v^T - delta), delta = do.out - dlse;  dq = scale ds k;  dk += ds^T (scale q)
 template <class scalar> void backward_tile(const Softmax<scalar>& a, const QueryTile& q, long part, scalar* scratch) {
+  if (!asked(a, q)) return;
   constexpr long W = lanes<scalar>;
   const long wide = round_up<scalar>(a.Dv), deep = round_up<scalar>(a.D), tiles = tiles_of(a.M, key_tile);
   Room<scalar> room(scratch);

@@ -51,6 +51,8 @@ template <class scalar> struct Softmax {
   Plane<const unsigned char> mask;  // 0 hides
   const unsigned char* key_mask;    // [B,key_rows], 0 hides; may be null
   long key_rows;                    // M, if no index puts keys in line
+  const unsigned char* seen_tiles;  // [B,tiles], 0 where key_mask hides all of a tile; may be null
+  const unsigned char* query_mask;  // [B,N], 0 where a query gets zeros; may be null
   const scalar* slopes;             // [H]: -slope |j - i - offset|; may be null
   long origin;                      // entry of distance 0 in what follows
   ByDistance<scalar> table;         // added to the score; width 1, `along` is not rounded up

@@ -62,7 +62,7 @@ template <class scalar> scalar meet(unsigned chunks, scalar* row, scalar& top, s
 
 /// Writes out and lse of query i; one that saw nothing gives zeros.
 template <class scalar> void finish(const Softmax<scalar>& a, long split, long b, long h, long i, const scalar* sums, scalar top, scalar total_seen) {
-  if (a.q.place(b, h, i) < 0) total_seen = 0;
+  if (a.q.place(b, h, i) < 0 || (a.query_mask && !a.query_mask[b * a.N + i])) total_seen = 0;
   const long row = ((split * a.B + b) * a.H + h) * a.N + i;
   const scalar share = total_seen > 0 || total_seen != total_seen ? 1 / total_seen : 0;
   for (long d = 0; d < a.Dv; ++d) a.out[row * a.Dv + d] = share * sums[d];

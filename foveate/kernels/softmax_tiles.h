@@ -100,23 +100,32 @@ inline long fair_share(long tiles) { return tiles_of(tiles, tiles_of(tiles, run_
 
 /// Calls f(run) for the keys that a tile of queries may see, neighbouring tiles together.
 template <class scalar, class F> void for_each_run(const Softmax<scalar>& a, const QueryTile& q, const F& f) {
-  if (!a.tile_start) {
-    for (long j = q.begin; j < q.end;) {
-      const long next = j + fair_share(tiles_of(q.end - j, key_tile)) * key_tile;
-      f(run_at(a, q, j, least(next, q.end) - j, nullptr));
-      j = next;
-    }
-    return;
-  }
   const long row = (a.pattern_heads > 1 ? q.h * tiles_of(a.N, query_tile) : 0) + q.first / query_tile;
-  for (long e = a.tile_start[row]; e < a.tile_start[row + 1];) {
-    long count = 1;
-    while (e + count < a.tile_start[row + 1] && a.tiles[e + count] == a.tiles[e] + count) ++count;
+  const long first = a.tile_start ? a.tile_start[row] : q.begin / key_tile, last = a.tile_start ? a.tile_start[row + 1] : tiles_of(q.end, key_tile);
+  const unsigned char* seen_tiles = a.seen_tiles ? a.seen_tiles + q.b * tiles_of(a.M, key_tile) : nullptr;
+  const auto tile = [&](long e) { return a.tile_start ? a.tiles[e] : e; };
+  const auto seen = [&](long e) { return (!seen_tiles || seen_tiles[tile(e)]) && tile(e) * key_tile < q.end && (tile(e) + 1) * key_tile > q.begin; };
+  for (long e = first; e < last;) {
+    long count = 0;
+    while (count < 2 * run_tiles && e + count < last && tile(e + count) == tile(e) + count && seen(e + count)) ++count;
+    if (count == 0) {
+      ++e;
+      continue;
+    }
     count = fair_share(count);
-    const long first = a.tiles[e] * key_tile, last = least(first + count * key_tile, q.end);
-    if (last > first && last > q.begin) f(run_at(a, q, first, last - first, a.tile_mask + e));
+    const long key = tile(e) * key_tile;
+    f(run_at(a, q, key, least(count * key_tile, q.end - key), a.tile_start ? a.tile_mask + e : nullptr));
     e += count;
   }
+}
+
+/// Whether some query of the tile is asked for.
+template <class scalar> bool asked(const Softmax<scalar>& a, const QueryTile& q) {
+  if (!a.query_mask) return true;
+  for (long i = q.first; i < q.first + q.height; ++i) {
+    if (a.query_mask[q.b * a.N + i]) return true;
+  }
+  return false;
 }
 
 /// The chunks that matter to the query at row r.

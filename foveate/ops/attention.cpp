@@ -86,6 +86,11 @@ Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const 
     TORCH_CHECK_VALUE(key_mask->dim() == 2 && extent(*key_mask, 0) == extent(k, 0) && extent(*key_mask, 1) == extent(k, 2), op,
                       ": key_mask must be [B,M] with B = ", extent(k, 0), " and M = ", extent(k, 2), " as in k, got ", key_mask->sym_sizes());
   }
+  if (o.query_mask) {
+    TORCH_CHECK_TYPE(o.query_mask->scalar_type() == at::kBool, op, ": query_mask must be bool, got ", o.query_mask->scalar_type());
+    TORCH_CHECK_VALUE(o.query_mask->dim() == 2 && extent(*o.query_mask, 0) == extent(q, 0) && extent(*o.query_mask, 1) == N, op,
+                      ": query_mask must be [B,N] with B = ", extent(q, 0), " and N = ", N, " queries, got ", o.query_mask->sym_sizes());
+  }
   TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, op, ": dropout must lie in [0, 1), got ", o.dropout);
   TORCH_CHECK_VALUE(!o.softcap || *o.softcap > 0, op, ": softcap must be positive, got ", o.softcap.value_or(0));
   TORCH_CHECK_VALUE(!o.window || *o.window > 0, op, ": window must be positive, got ", o.window.value_or(0));
@@ -98,6 +103,7 @@ Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const 
                                                               .tables = pattern.tables,
                                                               .mask = o.mask,
                                                               .key_mask = key_mask,
+                                                              .query_mask = o.query_mask,
                                                               .bias = o.bias,
                                                               .slopes = p.slopes,
                                                               .table = p.table,

@@ -26,7 +26,7 @@ struct Start {
 
 struct Attention {
   optional<Tensor> mask = {};         ///< bool, broadcastable to [B,H,N,M], True where a key takes part
-  optional<Tensor> key_mask = {};     ///< bool [B,M], True where a key takes part
+  optional<Tensor> key_mask = {};     ///< bool [B,M], True where a key takes part; tiles of 64 keys that do not cost nothing
   optional<Tensor> key_lengths = {};  ///< int [B]: keys beyond them take no part
   bool causal = false;                ///< hides j > i + offset
   optional<int64_t> window = {};      ///< hides j <= i + offset - window
@@ -39,8 +39,9 @@ struct Attention {
   optional<Tensor> dropout_seed = {};  ///< int []: the draw depends on it and on b, h, i, j alone
   optional<double> softcap = {};       ///< scaled products become softcap tanh(product / softcap), before biases
   optional<Start> start = {};
-  optional<Tensor> q_index = {};  ///< int [B or 1,H or 1,N']: which query stands at each place in line, -1 none; out and lse are in line
-  optional<Tensor> k_index = {};  ///< int [B or 1,Hk or 1,M']: which key stands at each place, -1 none; masks of keys stay by key
+  optional<Tensor> query_mask = {};  ///< bool [B,N], False where a query gets zeros; tiles of 64 such queries cost nothing
+  optional<Tensor> q_index = {};     ///< int [B or 1,H or 1,N']: which query stands at each place in line, -1 none; out and lse are in line
+  optional<Tensor> k_index = {};     ///< int [B or 1,Hk or 1,M']: which key stands at each place, -1 none; masks of keys stay by key
 };
 
 struct Attended {

@@ -10,7 +10,7 @@ struct AttentionArguments {
   Tensor q, k, v;              // [B,H,N,D], [B,Hk,M,D], [B,Hk,M,Dv]
   std::string pattern;         // empty: every key
   std::vector<Tensor> tables;  // of the pattern
-  optional<Tensor> mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, dropout_seed, q_index, k_index;
+  optional<Tensor> mask, key_mask, query_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, dropout_seed, q_index, k_index;
   Size offset = 0;  // query i stands at key i + offset
   Size origin = 0;
   optional<int64_t> window;
@@ -27,6 +27,7 @@ struct AttentionArguments {
     f("tables", tables, "of the pattern");
     f("mask", mask, "bool");
     f("key_mask", key_mask, "bool");
+    f("query_mask", query_mask, "bool, by place in line");
     f("bias", bias, "added to scores");
     f("slopes", slopes, "of distance");
     f("table", table, "by distance, added to scores");

@@ -83,7 +83,11 @@ template <class scalar> struct Prepared {
     const std::array<int64_t, 4> all{a.B, a.H, a.N, a.M};
     a.bias = plane<const scalar>(exact(c.bias), all);
     a.mask = plane<const unsigned char>(c.mask, all);
-    if (c.key_mask) a.key_mask = static_cast<const unsigned char*>(kept(c.key_mask->contiguous()).const_data_ptr());
+    if (c.key_mask) {
+      a.key_mask = static_cast<const unsigned char*>(kept(c.key_mask->contiguous()).const_data_ptr());
+      if (!c.k_index) a.seen_tiles = some_in_tiles(*c.key_mask);
+    }
+    if (c.query_mask) a.query_mask = static_cast<const unsigned char*>(kept(c.query_mask->contiguous()).const_data_ptr());
     if (c.slopes) a.slopes = numbers(*exact(c.slopes));
     a.origin = c.origin.expect_int();
     if (c.table) a.table = {.length = c.table->size(1), .heads = c.table->size(0), .along = numbers(*exact(c.table)), .across = nullptr};
@@ -135,6 +139,12 @@ template <class scalar> struct Prepared {
   const Tensor& kept(Tensor t) { return alive_.emplace_back(std::move(t)); }
   optional<Tensor> exact(const optional<Tensor>& t) { return t ? optional(kept(t->to(options.dtype()))) : std::nullopt; }
   const scalar* numbers(const Tensor& t) { return kept(t.contiguous()).template const_data_ptr<scalar>(); }
+
+  /// Which tiles of keys hold one that takes part: [B,tiles].
+  const unsigned char* some_in_tiles(const Tensor& mask) {
+    const Tensor whole = at::constant_pad_nd(mask, {0, key_tiles() * key_tile - a.M}, false);
+    return static_cast<const unsigned char*>(kept(whole.view({a.B, key_tiles(), key_tile}).any(2)).const_data_ptr());
+  }
 
   kernels::Rows in_line(const Tensor& t, const optional<Tensor>& index) {
     kernels::Rows found = rows(t);
@@ -214,7 +224,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   const auto wanted = [&](const optional<Tensor>& t) { return t && call.wanted[next++]; };
   const bool q = wanted(c.q), k = wanted(c.k), v = wanted(c.v);
   next += c.tables.size();
-  for (const auto* t : {&c.mask, &c.key_mask}) static_cast<void>(wanted(*t));
+  for (const auto* t : {&c.mask, &c.key_mask, &c.query_mask}) static_cast<void>(wanted(*t));
   const bool bias = wanted(c.bias), slopes = wanted(c.slopes), table = wanted(c.table), rows_too = wanted(c.rows), row_query = wanted(c.row_query),
              value_rows = wanted(c.value_rows);
 

@@ -72,6 +72,7 @@ Softmax weigh(const AttentionArguments& c, const Scores& scores) {
   if (scores.seen) hide(scores.seen->logical_not());
   if (c.mask) hide(scores.of_all(*c.mask).logical_not());
   if (c.key_mask) hide(scores.of_all_keys(*c.key_mask).logical_not());
+  if (c.query_mask) hide(scores.of_all(c.query_mask->unsqueeze(1).unsqueeze(3)).logical_not());
   if (c.causal) hide(scores.j > here);
   if (c.window) hide(scores.j <= here - *c.window);
   auto [p, lse] = safe_softmax(s);

@@ -20,7 +20,7 @@ struct SparseAttentionArguments {
   Tensor q, k, v;
   std::string pattern;
   std::vector<Tensor> tables;
-  optional<Tensor> mask, key_mask, key_lengths, bias, slopes, table, rows, dropout_keep, dropout_seed, q_index, k_index;
+  optional<Tensor> mask, key_mask, query_mask, key_lengths, bias, slopes, table, rows, dropout_keep, dropout_seed, q_index, k_index;
   optional<double> scale, softcap;
   double dropout = 0;
   Size origin = 0;
@@ -34,6 +34,7 @@ struct SparseAttentionArguments {
     f("tables", tables, "of the pattern");
     f("mask", mask, "bool");
     f("key_mask", key_mask, "bool");
+    f("query_mask", query_mask, "bool");
     f("key_lengths", key_lengths, "int");
     f("bias", bias, "added to scores");
     f("slopes", slopes, "of distance");
@@ -64,6 +65,7 @@ std::tuple<Tensor, Tensor> public_sparse_attention(const SparseAttentionArgument
                                       .dropout = c.dropout,
                                       .dropout_seed = c.dropout_seed,
                                       .softcap = c.softcap,
+                                      .query_mask = c.query_mask,
                                       .q_index = c.q_index,
                                       .k_index = c.k_index});
   return {std::move(out), std::move(lse)};

@@ -78,6 +78,7 @@ def sparse_attention(
     *,
     mask: Tensor | None = None,
     key_mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
     key_lengths: Tensor | None = None,
     bias: Tensor | None = None,
     slopes: Tensor | None = None,
@@ -95,7 +96,8 @@ def sparse_attention(
     """Softmax attention in which a pattern says who attends to whom; its cost follows the pattern.
 
     pattern: made by `foveate.patterns`, for every length; the last query meets the last key. mask: bool, broadcastable to [B,H,N,M],
-    key_mask: bool [B,M], both True where a key takes part; key_lengths: int [B]. bias: broadcastable to [B,H,N,M], added after scaling.
+    key_mask: bool [B,M], both True where a key takes part; key_lengths: int [B]. query_mask: bool [B,N], False where a query gets zeros.
+    Tiles of 64 keys or queries that are masked whole cost nothing. bias: broadcastable to [B,H,N,M], added after scaling.
     What a key's distance delta = j - i (from the query's place among the keys) counts for: slopes [H] subtracts slope |delta| (ALiBi);
     table [H,L] adds table[h, delta + origin] (T5); rows [H or 1,L,D] adds scale q_i . rows[h, delta + origin] (Shaw, Transformer-XL);
     distances beyond a table use its ends. q_index int64 [B or 1,H or 1,N'] and k_index [B or 1,Hk or 1,M'] put queries and keys in a line of
@@ -112,7 +114,8 @@ def sparse_attention(
     if not isinstance(pattern, Pattern):
         raise TypeError(f"sparse_attention: pattern must be a foveate.patterns.Pattern, got {type(pattern).__name__}")
     out, lse = torch.ops.foveate.sparse_attention(
-        q, k, v, pattern.expression, list(pattern.tables), mask=mask, key_mask=key_mask, key_lengths=key_lengths, bias=bias, slopes=slopes,
+        q, k, v, pattern.expression, list(pattern.tables), mask=mask, key_mask=key_mask, query_mask=query_mask, key_lengths=key_lengths, bias=bias,
+        slopes=slopes,
         table=table, rows=rows, origin=origin, q_index=q_index, k_index=k_index, scale=scale, softcap=softcap, dropout=dropout,
         dropout_seed=_seed(dropout, seed, q),
     )  # fmt: skip

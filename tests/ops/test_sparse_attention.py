@@ -302,7 +302,22 @@ def joined(inner: st.SearchStrategy[Pattern]) -> st.SearchStrategy[Pattern]:
 
 
 ANY_PATTERN = st.recursive(LEAVES, joined, max_leaves=4)
-EXTRAS = ["key_mask", "mask", "bias", "slopes", "table", "rows", "value_rows", "softcap", "drawn", "keep", "window", "q_index", "k_index"]
+EXTRAS = [
+    "key_mask",
+    "mask",
+    "bias",
+    "slopes",
+    "table",
+    "rows",
+    "value_rows",
+    "softcap",
+    "drawn",
+    "keep",
+    "window",
+    "query_mask",
+    "q_index",
+    "k_index",
+]
 
 
 @settings(max_examples=60, deadline=None, print_blob=True)
@@ -337,7 +352,7 @@ def extended(pattern: Pattern, extras: set[str], N: int, M: int, Hk: int, seed: 
     a: dict[str, Any] = {"q": draw(2, H, queries, D), "k": draw(2, Hk, keys, D), "v": draw(2, Hk, keys, Dv), "pattern": pattern.expression}
     a |= {"tables": list(pattern.tables), "offset": M - N, "origin": 20, "scale": 0.4}
     made: dict[str, Callable[[], dict[str, Any]]] = {
-        "key_mask": lambda: {"key_mask": torch.rand(2, keys, generator=g) < 0.8},
+        "key_mask": lambda: {"key_mask": torch.rand(2, keys, generator=g) < (0.8 if seed % 2 else 0.01)},
         "mask": lambda: {"mask": torch.rand(1, H, N, M, generator=g) < 0.8},
         "bias": lambda: {"bias": draw(1, H, N, 1) if seed % 2 else draw(2, 1, 1, M)},
         "slopes": lambda: {"slopes": draw(H).abs() / 10},
@@ -348,6 +363,7 @@ def extended(pattern: Pattern, extras: set[str], N: int, M: int, Hk: int, seed: 
         "drawn": lambda: {} if "keep" in extras else {"dropout": 0.3, "dropout_seed": torch.tensor(seed)},
         "keep": lambda: {"dropout": 0.3, "dropout_keep": torch.rand(2, H, N, M, generator=g) < 0.7},
         "window": lambda: {"window": 40, "causal": True},
+        "query_mask": lambda: {"query_mask": torch.rand(2, N, generator=g) < (0.9 if seed % 2 else 0.01)},
         "q_index": lambda: {"q_index": torch.randint(-1, N + 5, (1, H, N), generator=g)},
         "k_index": lambda: {"k_index": torch.randint(-1, M + 5, (2, Hk, M) if seed % 2 else (1, 1, M), generator=g)},
     }

@@ -101,9 +101,11 @@ template <class Options> struct Longformer {
                             : ops::attention(q, k, v, {.key_mask = globals, .causal = o.causal, .scale = scale});
     const Tensor out = ops::merge_attention(std::array{near, far}).out;
     const auto [source, queries, global_k, global_v] = global();
-    const Tensor rows = ops::attention(queries(chosen ? chosen->of(source) : source), global_k, global_v,
-                                       {.mask = sees, .key_mask = real, .causal = o.causal && !chosen, .scale = scale})
-                            .out;
+    const Tensor rows =
+        ops::attention(
+            queries(chosen ? chosen->of(source) : source), global_k, global_v,
+            {.mask = sees, .key_mask = real, .causal = o.causal && !chosen, .scale = scale, .query_mask = chosen ? std::nullopt : optional(globals)})
+            .out;
     return chosen ? chosen->put(out, rows) : at::where(globals.unsqueeze(1).unsqueeze(-1), rows, out);
   }
 
