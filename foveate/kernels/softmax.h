@@ -1,22 +1,8 @@
 // Arguments of the softmax engine: softmax attention over tiles of keys, forward and backward.
 #pragma once
+#include "kernels/rows.h"
 
 namespace foveate::kernels {
-
-/// How numbers are stored. The engine computes in double where they are double, in float elsewhere.
-enum class Kind { float32, float64, bfloat16, float16 };
-
-/// Rows of contiguous numbers: element (b, h, n, d) is number b * batch + h * head + n * row + d. Where there is an index, row n of (b, h)
-/// is row index[b * index_batch + h * index_head + n], or none where that is negative.
-struct Rows {
-  const void* data;
-  Kind kind;
-  long batch, head, row;
-  const long* index;  // may be null
-  long index_batch, index_head;
-
-  long place(long b, long h, long n) const { return index ? index[b * index_batch + h * index_head + n] : n; }
-};
 
 /// Anything broadcast over [B,H,N,M]: strides may be 0. Absent where data is null.
 template <class T> struct Plane {
@@ -104,7 +90,5 @@ template <class scalar> struct Softmax {
   Plane<scalar> d_bias;
   long d_bias_part;  // from one part's d_bias to the next; 0 where parts meet different queries' biases
 };
-
-inline long tiles_of(long n, long tile) { return (n + tile - 1) / tile; }
 
 }  // namespace foveate::kernels

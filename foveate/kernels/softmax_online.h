@@ -1,23 +1,12 @@
 // The online softmax of one query: its highest score so far, the sum of exponentials, and the sum of values they weigh.
 #pragma once
+#include "kernels/room.h"
 #include "kernels/softmax_tiles.h"
 
 #include <math.h>
 
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
-
-/// Scratch handed out piece by piece; of a null scratch only the size.
-template <class scalar> struct Room {
-  scalar* base;
-  long taken = 0;
-  explicit Room(scalar* scratch) : base(scratch) {}
-  scalar* take(long count) {
-    const long at = taken;
-    taken += (count + 15) / 16 * 16;
-    return base ? base + at : nullptr;
-  }
-};
 
 template <class scalar> void start_rows(long height, long wide, scalar* sums, scalar* tops, scalar* totals) {
   for (long r = 0; r < height; ++r) {

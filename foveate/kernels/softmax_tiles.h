@@ -6,10 +6,6 @@
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
 
-inline long least(long a, long b) { return a < b ? a : b; }
-inline long most(long a, long b) { return a > b ? a : b; }
-inline long clamped(long x, long low, long high) { return most(low, least(high, x)); }
-
 /// One tile of queries of one head, and the keys that any of them may see.
 struct QueryTile {
   long b, h, hk;

@@ -29,6 +29,10 @@ template <class scalar> inline const Vec<scalar>& vec(const scalar* p) { return 
 template <class scalar> inline Vec<scalar> splat(scalar x) { return x - Vec<scalar>{}; }
 template <class scalar> inline long round_up(long n) { return (n + 2 * lanes<scalar> - 1) / (2 * lanes<scalar>)*(2 * lanes<scalar>); }
 
+inline long least(long a, long b) { return a < b ? a : b; }
+inline long most(long a, long b) { return a > b ? a : b; }
+inline long clamped(long x, long low, long high) { return most(low, least(high, x)); }
+
 inline constexpr float infinity = __builtin_inff();
 
 /// exp(x) for x <= 0 or so, 0 below the smallest normal number (and for -infinity); relative error 2e-7 in float, 1e-15 in double.

@@ -1,12 +1,10 @@
 // attention on the softmax engine: from tensors to the engine's arguments, tasks spread over threads.
 #include <foveate/attention_cpu.h>
 
-#include "kernels/dispatch.h"
 #include "kernels/softmax.h"
 
-#include <ATen/Parallel.h>
-#include <foveate/attention_formula.h>
 #include <foveate/pattern_tiles.h>
+#include <foveate/prepared.h>
 
 namespace foveate::ops {
 namespace {
@@ -22,28 +20,6 @@ template <class scalar> const kernels::SoftmaxEngine<scalar>& engine() {
   else return *cpu_kernels().softmax_float;
 }
 
-kernels::Kind kind_of(at::ScalarType type) {
-  switch (type) {
-    case at::kDouble: return kernels::Kind::float64;
-    case at::kBFloat16: return kernels::Kind::bfloat16;
-    case at::kHalf: return kernels::Kind::float16;
-    default: return kernels::Kind::float32;
-  }
-}
-
-Tensor last_contiguous(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous(); }
-
-kernels::Rows rows(const Tensor& t) {
-  return {.data = t.const_data_ptr(),
-          .kind = kind_of(t.scalar_type()),
-          .batch = t.stride(0),
-          .head = t.stride(1),
-          .row = t.stride(2),
-          .index = nullptr,
-          .index_batch = 0,
-          .index_head = 0};
-}
-
 template <class T> kernels::Plane<T> plane(const optional<Tensor>& t, at::IntArrayRef shape) {
   if (!t) return {};
   const Tensor whole = t->expand(shape);
@@ -54,15 +30,12 @@ template <class T> kernels::Plane<T> plane(const optional<Tensor>& t, at::IntArr
           .column = whole.stride(3)};
 }
 
-int64_t padded(int64_t width, int64_t vector) { return (width + vector - 1) / vector * vector; }
-
 /// The tensors of a call as the engine wants them, and its arguments, which point into them.
-template <class scalar> struct Prepared {
+template <class scalar> struct Prepared : Alive {
   const kernels::SoftmaxEngine<scalar>& run = engine<scalar>();
-  at::TensorOptions options;
   kernels::Softmax<scalar> a{};
 
-  explicit Prepared(const AttentionArguments& c) : options(c.q.options().dtype(accumulation_type(c.q.scalar_type()))) {
+  explicit Prepared(const AttentionArguments& c) : Alive(c.q) {
     const Tensor q = kept(last_contiguous(c.q)), k = kept(last_contiguous(c.k)), v = kept(last_contiguous(c.v));
     a.B = q.size(0);
     a.H = q.size(1);
@@ -84,13 +57,13 @@ template <class scalar> struct Prepared {
     a.bias = plane<const scalar>(exact(c.bias), all);
     a.mask = plane<const unsigned char>(c.mask, all);
     if (c.key_mask) {
-      a.key_mask = static_cast<const unsigned char*>(kept(c.key_mask->contiguous()).const_data_ptr());
+      a.key_mask = bytes(c.key_mask);
       if (!c.k_index) a.seen_tiles = some_in_tiles(*c.key_mask);
     }
-    if (c.query_mask) a.query_mask = static_cast<const unsigned char*>(kept(c.query_mask->contiguous()).const_data_ptr());
-    if (c.slopes) a.slopes = numbers(*exact(c.slopes));
+    a.query_mask = bytes(c.query_mask);
+    a.slopes = numbers<scalar>(c.slopes);
     a.origin = c.origin.expect_int();
-    if (c.table) a.table = {.length = c.table->size(1), .heads = c.table->size(0), .along = numbers(*exact(c.table)), .across = nullptr};
+    if (c.table) a.table = {.length = c.table->size(1), .heads = c.table->size(0), .along = numbers<scalar>(c.table), .across = nullptr};
     if (c.rows) {
       a.rows = by_distance(*exact(c.rows));
       a.row_query = in_line(kept(last_contiguous(c.row_query.value_or(c.q))), c.q_index);
@@ -111,7 +84,7 @@ template <class scalar> struct Prepared {
   int64_t deep() const { return padded(a.D, run.vector); }
   int64_t wide() const { return padded(a.Dv, run.vector); }
 
-  scalar* room(int64_t count) { return kept(at::empty({count}, options)).template mutable_data_ptr<scalar>(); }
+  scalar* room(int64_t count) { return Alive::room<scalar>({count}); }
 
   void pack(bool backward) {
     const int64_t tiles = a.B * a.Hk * key_tiles();
@@ -124,21 +97,12 @@ template <class scalar> struct Prepared {
     at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
   }
 
-  /// Spreads tasks over threads, each with scratch of its own.
   template <class F> void in_parallel(int64_t first, int64_t last, int64_t scratch, const F& f) const {
-    at::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
-      const Tensor mine = at::empty({scratch}, options);
-      f(a, begin, end, mine.mutable_data_ptr<scalar>());
-    });
+    Alive::in_parallel<scalar>(a, first, last, scratch, f);
   }
 
  private:
-  std::vector<Tensor> alive_;
   std::shared_ptr<const PatternTiles> pattern_;
-
-  const Tensor& kept(Tensor t) { return alive_.emplace_back(std::move(t)); }
-  optional<Tensor> exact(const optional<Tensor>& t) { return t ? optional(kept(t->to(options.dtype()))) : std::nullopt; }
-  const scalar* numbers(const Tensor& t) { return kept(t.contiguous()).template const_data_ptr<scalar>(); }
 
   /// Which tiles of keys hold one that takes part: [B,tiles].
   const unsigned char* some_in_tiles(const Tensor& mask) {
@@ -160,8 +124,8 @@ template <class scalar> struct Prepared {
     const int64_t width = table.size(2);
     return {.length = table.size(1),
             .heads = table.size(0),
-            .along = numbers(at::constant_pad_nd(table, {0, padded(width, run.vector) - width})),
-            .across = numbers(table.transpose(1, 2))};
+            .along = numbers<scalar>(at::constant_pad_nd(table, {0, padded(width, run.vector) - width})),
+            .across = numbers<scalar>(table.transpose(1, 2))};
   }
 
   void see(std::shared_ptr<const PatternTiles> pattern) {
