@@ -101,6 +101,8 @@ REASONS = {
     "NonLocalAttention": "is exact attention with a scale of its own",
     "LongformerBlockAttention": "is Longformer by blocks",
     "BigBirdBlockAttention": "is BigBird with the first blocks global",
+    "GlobalLocalAttention": "takes a second, global stream",
+    "GlobalLocalTransformerLayers": "takes a second, global stream",
     "GMATEncoder": "is a whole model",
     "GMATCompression": "is a whole model",
     "LinformerEncoder": "is a whole model",
