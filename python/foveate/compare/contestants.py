@@ -126,6 +126,8 @@ REASONS = {
     "LongformerBlockAttention": "is Longformer by blocks",
     "BigBirdBlockAttention": "is BigBird with the first blocks global",
     "JukeboxTransformer": "is a whole model",
+    "GlobalLocalAttention": "takes a second, global stream",
+    "GlobalLocalTransformerLayers": "takes a second, global stream",
     "GMATEncoder": "is a whole model",
     "GMATCompression": "is a whole model",
     "LinformerEncoder": "is a whole model",
