@@ -82,6 +82,7 @@ ROWS: tuple[Row, ...] = (
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
+    Row("BPTransformerBlock", "BP-Transformer block", "vectors", "different", lambda size: _layer(size) | {"inner_dim": size.width}),
     Row("StarTransformer", "Star-Transformer (one cycle)", "vectors", "different", _star),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
@@ -93,6 +94,7 @@ ROWS: tuple[Row, ...] = (
 
 # Why a form has no row, where it is not for its input.
 REASONS = {
+    "BPTransformer": "is a whole model",
     "PMA": "pools a sequence into a few vectors",
     "RotaryEmbedding": "is a part of RotaryAttention",
     "NonLocalAttention": "is exact attention with a scale of its own",
