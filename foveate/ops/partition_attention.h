@@ -18,7 +18,7 @@ struct PartitionAttention {
 };
 
 /// k [B,H,T,D] and v [B,H,T,Dv] of `tokens` tokens, then of their spans, level by level. q [B,H,*,D] of the tokens from `before`, then of
-/// the spans that end behind it. -> [B,H,*,Dv]
+/// the spans that end behind it. -> [B,H,*,Dv]. There may be more rows, which are left alone and get zeros.
 FOVEATE_API Tensor partition_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Size& tokens, const PartitionAttention& options);
 
 }  // namespace foveate::ops

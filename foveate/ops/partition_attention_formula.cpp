@@ -89,8 +89,10 @@ struct Part {
   Tensor k, v;  // [B,H,nodes,D], of its level
 };
 
+int64_t total(const std::vector<int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
+
 /// The nodes of each level.
-std::vector<Tensor> by_level(const Tensor& x, const std::vector<int64_t>& sizes) { return x.split_with_sizes(sizes, 2); }
+std::vector<Tensor> by_level(const Tensor& x, const std::vector<int64_t>& sizes) { return x.narrow(2, 0, total(sizes)).split_with_sizes(sizes, 2); }
 
 /// A level with the next one's first node just behind its end.
 Tensor with_overflow(const Problem& of, int64_t level, const Tensor& nodes, const Tensor& next) {
@@ -166,10 +168,9 @@ Tensor partition_attention_formula(const Tensor& q_given, const Tensor& k_given,
     firsts.push_back(of.before >> level);
     asked.push_back(sizes[level] - firsts[level]);
   }
-  const auto total = [](const std::vector<int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); };
-  TORCH_CHECK_VALUE(k.size(2) == total(sizes), "partition_attention: k must have ", total(sizes), " nodes of ", of.tokens, " tokens, got ",
+  TORCH_CHECK_VALUE(k.size(2) >= total(sizes), "partition_attention: k must have ", total(sizes), " nodes of ", of.tokens, " tokens, got ",
                     k.size(2));
-  TORCH_CHECK_VALUE(q.size(2) == total(asked), "partition_attention: q must have ", total(asked), " nodes, got ", q.size(2));
+  TORCH_CHECK_VALUE(q.size(2) >= total(asked), "partition_attention: q must have ", total(asked), " nodes, got ", q.size(2));
   if (q.numel() == 0 || v.numel() == 0) return at::zeros({q.size(0), q.size(1), q.size(2), v.size(3)}, q_given.options());
 
   const auto queries = by_level(q, asked), keys = by_level(k, sizes), values = by_level(v, sizes);
@@ -178,7 +179,8 @@ Tensor partition_attention_formula(const Tensor& q_given, const Tensor& k_given,
   for (std::size_t level = 1; level < sizes.size(); ++level) {
     if (asked[level] > 0) outs.push_back(of_spans(of, static_cast<int64_t>(level), firsts[level], queries[level], keys[0], values[0], scale));
   }
-  return at::cat(outs, 2).to(q_given.scalar_type()).contiguous();
+  const Tensor out = at::cat(outs, 2).to(q_given.scalar_type());
+  return at::constant_pad_nd(out, {0, 0, 0, q.size(2) - out.size(2)}).contiguous();
 }
 
 }  // namespace foveate::ops

@@ -50,13 +50,16 @@ std::vector<int64_t> partition_levels(int64_t tokens, bool complete) {
   return sizes;
 }
 
+constexpr int64_t most_levels = 24;  // over a symbolic number of tokens: up to 16 million
+
+Size span_room(const Size& tokens) { return tokens.maybe_as_int() ? span_count(tokens) : tokens + most_levels; }
+
 Size span_count(const Size& tokens) {
   if (const auto known = tokens.maybe_as_int()) {
     int64_t count = 0;
     for (const int64_t size : partition_levels(*known)) count += size;
     return count - *known;
   }
-  constexpr int64_t most_levels = 32;
   Size count = 0, below = tokens - 1;  // level j > 0 is there where (N - 1) >> (j - 1) is not 0, and has ((N - 1) >> j) + 1 nodes
   for (int64_t level = 1; level < most_levels; ++level) {
     count += below.min(1);

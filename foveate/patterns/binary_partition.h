@@ -31,6 +31,8 @@ FOVEATE_API std::vector<int64_t> partition_levels(int64_t tokens, bool complete 
 
 /// How many spans there are.
 FOVEATE_API Size span_count(const Size& tokens);
+/// Room for them: the same, but where the number of tokens is symbolic some more, for the sake of an expression that tracing can work with.
+FOVEATE_API Size span_room(const Size& tokens);
 
 struct PartitionGraph {
   Tensor edges;     ///< int [3,edges]: source, target and type, sorted by target, type, source

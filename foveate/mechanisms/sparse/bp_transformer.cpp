@@ -100,9 +100,15 @@ int64_t ended_spans(int64_t before, int64_t count) {
   return ended;
 }
 
-Tensor with_zeros(const Tensor& x, const Size& spans) { return at::constant_pad_nd_symint(x, {0, 0, 0, spans}); }
+/// States x [B,n,E] with zeros behind them, `nodes` in all.
+Tensor with_zeros(const Tensor& x, const Size& nodes) { return at::constant_pad_nd_symint(x, {0, 0, 0, nodes - extent(x, 1)}); }
 
-Block::Outputs parted(const Tensor& h, const Size& tokens) { return {.tokens = h.narrow_symint(1, 0, tokens), .spans = h.slice_symint(1, tokens)}; }
+/// Tokens and spans, without the room behind them. (Of a symbolic number by index: torch.export could not tell that there is room for them.)
+Block::Outputs parted(const Tensor& h, const Size& tokens, const Size& spans) {
+  const Tensor last =
+      spans.maybe_as_int() ? h.narrow_symint(1, tokens, spans) : h.index_select(1, at::arange(spans, h.options().dtype(at::kLong)) + tokens);
+  return {.tokens = h.narrow_symint(1, 0, tokens), .spans = last};
+}
 
 void check_memory(const char* form, bool memory, const optional<Tensor>& states, bool is_kept = false) {
   TORCH_CHECK_VALUE(memory ? states || is_kept : !states, form, ": memory_states must be given where memory is True, and only there");
@@ -148,8 +154,8 @@ BPTransformerBlock::Outputs BPTransformerBlock::forward(const Options& o, const 
   const Size tokens = extent(in.x, 1), spans = patterns::span_count(tokens);
   TORCH_CHECK_VALUE(!in.spans || extent(*in.spans, 1) == spans, "bp_transformer_block: spans must be ", spans, " of ", tokens, " tokens, got ",
                     extent(in.spans.value_or(in.x), 1));
-  const Tensor h = in.spans ? at::cat({in.x, *in.spans}, 1) : with_zeros(in.x, spans);
-  return parted(whole(o, p, h, tokens, in, training), tokens);
+  const Tensor h = with_zeros(in.spans ? at::cat({in.x, *in.spans}, 1) : in.x, tokens + patterns::span_room(tokens));
+  return parted(whole(o, p, h, tokens, in, training), tokens, spans);
 }
 
 std::pair<BPTransformerBlock::Outputs, BPTransformerBlock::State> BPTransformerBlock::step(const Options& o, const Parameters& p, const Inputs& in,
@@ -159,10 +165,10 @@ std::pair<BPTransformerBlock::Outputs, BPTransformerBlock::State> BPTransformerB
   const int64_t count = plain_extent(in.x, 1), ended = ended_spans(past.kept.empty() ? 0 : past.kept[0].size(2), count);
   TORCH_CHECK_VALUE(!in.spans || extent(*in.spans, 1) == ended, "bp_transformer_block_step: spans must be the ", ended, " that end, got ",
                     extent(in.spans.value_or(in.x), 1));
-  const Tensor h = in.spans ? at::cat({in.x, *in.spans}, 1) : with_zeros(in.x, ended);
+  const Tensor h = with_zeros(in.spans ? at::cat({in.x, *in.spans}, 1) : in.x, count + ended);
   State next;
   const Tensor out = stream(o, p, h, count, in, past.kept, next.kept);
-  return {parted(out, count), std::move(next)};
+  return {parted(out, count, ended), std::move(next)};
 }
 
 FOVEATE_MECHANISM(BPTransformerBlock)
@@ -215,9 +221,9 @@ BPTransformerBlock::Inputs inputs_of_block(const BPTransformer::Inputs& in) {
 BPTransformer::Outputs BPTransformer::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
   check_memory("bp_transformer", o.memory, in.memory_states);
   const Size tokens = extent(in.x, 1);
-  Tensor h = with_zeros(embedded(o, p, in.x, 0, training), patterns::span_count(tokens));
+  Tensor h = with_zeros(embedded(o, p, in.x, 0, training), tokens + patterns::span_room(tokens));
   for (const auto& block : p.blocks) h = whole(o.block(), block, h, tokens, inputs_of_block(in), training);
-  return parted(h, tokens);
+  return parted(h, tokens, patterns::span_count(tokens));
 }
 
 std::pair<BPTransformer::Outputs, BPTransformer::State> BPTransformer::step(const Options& o, const Parameters& p, const Inputs& in, State&& past) {
@@ -225,13 +231,14 @@ std::pair<BPTransformer::Outputs, BPTransformer::State> BPTransformer::step(cons
   check_streams("bp_transformer", o.causal, in.lengths, past.kept.size(), each * p.blocks.size());
   check_memory("bp_transformer_step", o.memory, in.memory_states, !past.kept.empty());
   const int64_t count = plain_extent(in.x, 1), before = past.kept.empty() ? 0 : past.kept[0].size(2);
-  Tensor h = with_zeros(embedded(o, p, in.x, before, false), ended_spans(before, count));
+  const int64_t ended = ended_spans(before, count);
+  Tensor h = with_zeros(embedded(o, p, in.x, before, false), count + ended);
   State next;
   for (std::size_t layer = 0; layer < p.blocks.size(); ++layer) {
     const Kept kept = past.kept.empty() ? Kept() : Kept(past.kept).subspan(layer * each, each);
     h = stream(o.block(), p.blocks[layer], h, count, inputs_of_block(in), kept, next.kept);
   }
-  return {parted(h, count), std::move(next)};
+  return {parted(h, count, ended), std::move(next)};
 }
 
 FOVEATE_MECHANISM(BPTransformer)

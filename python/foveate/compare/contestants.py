@@ -108,6 +108,7 @@ ROWS: tuple[Row, ...] = (
     Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(64)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
+    Row("BPTransformerBlock", "BP-Transformer block", "vectors", "different", lambda size: _layer(size) | {"inner_dim": size.width}),
     Row("StarTransformer", "Star-Transformer (one cycle)", "vectors", "different", _star),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
@@ -119,6 +120,7 @@ ROWS: tuple[Row, ...] = (
 
 # Why a form has no row, where it is not for its input.
 REASONS = {
+    "BPTransformer": "is a whole model",
     "PMA": "pools a sequence into a few vectors",
     "ImageTransformerGridAttention": "takes queries, keys and values of an image",
     "RotaryEmbedding": "is a part of RotaryAttention",
