@@ -212,7 +212,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   a.d_lse = d_lse.defined() ? d_lse.const_data_ptr<scalar>() : nullptr;
 
   const auto sums = [&](bool want, scalar*& to, at::IntArrayRef shape) {
-    const Tensor zero = want ? at::zeros(shape, p.options) : Tensor();
+    Tensor zero = want ? at::zeros(shape, p.options) : Tensor();
     to = want ? zero.mutable_data_ptr<scalar>() : nullptr;
     return zero;
   };

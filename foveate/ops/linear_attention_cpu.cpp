@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const T
 }
 
 Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> key_mask, optional<Tensor> log_decay,
-                                        optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, std::string normalizer, double eps) {
+                                        optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, const std::string& normalizer, double eps) {
   const Arguments c{std::move(q), std::move(k), std::move(v), std::move(key_mask), std::move(log_decay), std::move(S), std::move(z),
                     offset.expect_int(), normalizer, eps};
   if (!on_the_engine(c, causal)) return std::nullopt;

@@ -13,6 +13,6 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const T
                                                         Size offset, bool causal, std::string_view normalizer, double eps);
 
 Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> key_mask, optional<Tensor> log_decay,
-                                        optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, std::string normalizer, double eps);
+                                        optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, const std::string& normalizer, double eps);
 
 }  // namespace foveate::ops

@@ -79,9 +79,13 @@ template <class Options> struct BigBird {
         patterns::block_window(o.block, o.block * half(), o.block * half()) | patterns::global_tokens(o.block) | patterns::global_tokens(last);
     if (o.num_random_blocks == 0 && !random_blocks) return attend(base).out;
     const Tensor drawn = table(blocks(N));
-    if (!o.repeats) return attend(base | patterns::random_blocks(o.block, drawn)).out;
+    const bool zero = o.draw == BigBirdDraw::zero && !random_blocks, distinct = o.draw != BigBirdDraw::zero && !random_blocks;
+    if (!o.repeats || distinct) return attend(base | patterns::random_blocks(o.block, drawn)).out;
     std::vector<ops::Attended> parts{attend(base)};
-    for (const Tensor& one : drawn.split(1, 2)) parts.push_back(attend(patterns::random_blocks(o.block, one)));
+    for (const Tensor& one : zero ? std::vector<Tensor>{drawn.slice(2, 0, 1)} : drawn.split(1, 2)) {
+      parts.push_back(attend(patterns::random_blocks(o.block, one)));
+    }
+    if (zero) parts[1].lse = parts[1].lse + std::log(static_cast<double>(o.num_random_blocks));  // the first block, so many times
     return ops::merge_attention(parts).out;
   }
 
