@@ -102,11 +102,11 @@ Tensor BlockwiseAttention::forward(const Options& o, const Parameters&, const In
 FOVEATE_MECHANISM(BlockwiseAttention)
 
 void BlockwiseMultiheadAttention::check(const Options& o) {
-  constexpr const char* form = "blockwise_multihead_attention";
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, form, ": num_heads must divide embed_dim, got ",
+  constexpr const char* name = "blockwise_multihead_attention";
+  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, name, ": num_heads must divide embed_dim, got ",
                     o.num_heads, " and ", o.embed_dim);
-  check_blocks(form, o.num_blocks, o.heads_per_permutation, o.dropout);
-  check_heads(form, o.heads_per_permutation, o.num_heads);
+  check_blocks(name, o.num_blocks, o.heads_per_permutation, o.dropout);
+  check_heads(name, o.heads_per_permutation, o.num_heads);
 }
 
 BlockwiseMultiheadAttention::Parameters BlockwiseMultiheadAttention::init(const Options& o) {

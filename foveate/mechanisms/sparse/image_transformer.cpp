@@ -152,10 +152,10 @@ struct Place {
 
 void ImageTransformerGridAttention::check(const Options& o) {
   const auto two = [](const std::vector<int64_t>& shape, int64_t least) { return shape.size() == 2 && shape[0] >= least && shape[1] >= least; };
-  constexpr const char* form = "image_transformer_grid_attention";
-  TORCH_CHECK_VALUE(two(o.query_shape, 1), form, ": query_shape must be a positive height and width, got ", c10::ArrayRef(o.query_shape));
-  TORCH_CHECK_VALUE(two(o.memory_flange, 0), form, ": memory_flange must be a height and width, got ", c10::ArrayRef(o.memory_flange));
-  TORCH_CHECK_VALUE(o.image_shape.empty() || two(o.image_shape, 1), form, ": image_shape must be a positive height and width, got ",
+  constexpr const char* name = "image_transformer_grid_attention";
+  TORCH_CHECK_VALUE(two(o.query_shape, 1), name, ": query_shape must be a positive height and width, got ", c10::ArrayRef(o.query_shape));
+  TORCH_CHECK_VALUE(two(o.memory_flange, 0), name, ": memory_flange must be a height and width, got ", c10::ArrayRef(o.memory_flange));
+  TORCH_CHECK_VALUE(o.image_shape.empty() || two(o.image_shape, 1), name, ": image_shape must be a positive height and width, got ",
                     c10::ArrayRef(o.image_shape));
 }
 
@@ -185,11 +185,11 @@ Tensor ImageTransformerGridAttention::forward(const Options& o, const Parameters
 }
 
 std::pair<Tensor, State> ImageTransformerGridAttention::step(const Options& o, const Parameters&, const Inputs& in, State&& past) {
-  constexpr const char* form = "image_transformer_grid_attention_step";
-  TORCH_CHECK_VALUE(o.causal, form, ": causal must be True for the form to stream, got False");
-  TORCH_CHECK_VALUE(!o.image_shape.empty(), form, ": image_shape must be given");
-  TORCH_CHECK_VALUE(extent(in.q, 2) == 1, form, ": q must be [B,H,1,X,D], positions in one row, got ", in.q.sym_sizes());
-  TORCH_CHECK_VALUE(!in.key_mask, form, ": key_mask is not given step by step");
+  constexpr const char* name = "image_transformer_grid_attention_step";
+  TORCH_CHECK_VALUE(o.causal, name, ": causal must be True for the form to stream, got False");
+  TORCH_CHECK_VALUE(!o.image_shape.empty(), name, ": image_shape must be given");
+  TORCH_CHECK_VALUE(extent(in.q, 2) == 1, name, ": q must be [B,H,1,X,D], positions in one row, got ", in.q.sym_sizes());
+  TORCH_CHECK_VALUE(!in.key_mask, name, ": key_mask is not given step by step");
   State next = with(past, in.k.squeeze(2), in.v.squeeze(2));  // its first key begins a band of blocks
   const Size length = extent(next.k, 2), count = extent(in.q, 3);
   const Tensor position = next.first + at::arange(length, next.first.options());

@@ -14,7 +14,7 @@ MultiScaleLayer MultiScaleLayer::init(int64_t width, int64_t inner) {
           .feed_forward = {.up = linear(width, inner), .down = linear(inner, width)}};
 }
 
-void check_scales(const char* form, const std::vector<int64_t>& scales) {
+void check_multi_scales(const char* form, const std::vector<int64_t>& scales) {
   bool fits = !scales.empty() && scales[0] == 1;
   for (std::size_t k = 1; fits && k < scales.size(); ++k) fits = scales[k] > scales[k - 1] && scales[k] % scales[k - 1] == 0;
   TORCH_CHECK_VALUE(fits, form, ": scales must begin with 1, grow, and each divide the next, got ", c10::ArrayRef(scales));
@@ -93,7 +93,7 @@ Tensor pooled(const Tensor& x, int64_t r) {
 }  // namespace
 
 void RetinaAttention::check(const Options& o) {
-  check_scales("retina_attention", o.scales);
+  check_multi_scales("retina_attention", o.scales);
   TORCH_CHECK_VALUE(o.windows.size() + 1 == o.scales.size() && std::all_of(o.windows.begin(), o.windows.end(), [](int64_t w) { return w > 0; }),
                     "retina_attention: windows must be positive, one fewer than scales, got ", c10::ArrayRef(o.windows), " and ",
                     c10::ArrayRef(o.scales));
@@ -139,7 +139,8 @@ std::pair<Tensor, RetinaAttention::State> RetinaAttention::step(const Options& o
     const Size drop = scales[k].first(now + 1) - scales[k].first(t + 1);
     for (std::size_t kv = 0; kv < 2; ++kv) grown[2 * k + kv] = grown[2 * k + kv].slice_symint(2, drop);
   }
-  return {std::move(out), {.keys_and_values = std::move(grown)}};
+  State next{.keys_and_values = std::move(grown)};
+  return {std::move(out), std::move(next)};
 }
 
 FOVEATE_MECHANISM(RetinaAttention)

@@ -90,6 +90,6 @@ struct FOVEATE_API MultiScaleLayer {
 };
 
 /// Refuses impossible scales.
-FOVEATE_API void check_scales(const char* form, const std::vector<int64_t>& scales);
+FOVEATE_API void check_multi_scales(const char* form, const std::vector<int64_t>& scales);
 
 }  // namespace foveate

@@ -16,7 +16,7 @@ template <class Options> void check_model(const char* form, const Options& o) {
   TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, form, ": num_heads must divide embed_dim, got ",
                     o.num_heads, " and ", o.embed_dim);
   TORCH_CHECK_VALUE(o.ff_dim.value_or(1) > 0, form, ": ff_dim must be positive, got ", *o.ff_dim);
-  check_scales(form, o.scales);
+  check_multi_scales(form, o.scales);
   if constexpr (requires { o.layers; }) {
     TORCH_CHECK_VALUE(o.layers.size() == o.scales.size() && std::all_of(o.layers.begin(), o.layers.end(), [](int64_t count) { return count >= 0; }),
                       form, ": layers must be a count for each of the ", o.scales.size(), " scales, got ", c10::ArrayRef(o.layers));
@@ -132,7 +132,7 @@ MultiScaleTopDown::Parameters MultiScaleTopDown::init(const Options& o) {
   for (std::size_t k = 0; k < p.scales.size(); ++k) {
     init_layers(o, p.scales[k].layers);
     if (k + 1 < p.scales.size()) p.scales[k].up = silent(o.embed_dim);
-    if (k > 0 && o.aggregation == Aggregation::conv) p.scales[k].pool = Convolution::init(o.embed_dim, o.embed_dim, {o.scales[k]});
+    if (k > 0 && o.aggregation == MultiScaleAggregation::conv) p.scales[k].pool = Convolution::init(o.embed_dim, o.embed_dim, {o.scales[k]});
   }
   p.norm = layers::LayerNorm::init(o.embed_dim);
   return p;
@@ -191,7 +191,7 @@ MultiScaleBottomUp::Parameters MultiScaleBottomUp::init(const Options& o) {
     init_layers(o, p.scales[k].layers);
     if (k == 0) continue;
     p.scales[k].up = silent(o.embed_dim);
-    if (o.aggregation == Aggregation::conv) p.scales[k].pool = Convolution::init(o.embed_dim, o.embed_dim, {o.scales[k] / o.scales[k - 1]});
+    if (o.aggregation == MultiScaleAggregation::conv) p.scales[k].pool = Convolution::init(o.embed_dim, o.embed_dim, {o.scales[k] / o.scales[k - 1]});
   }
   init_layers(o, p.top);
   p.norm = layers::LayerNorm::init(o.embed_dim);

@@ -9,8 +9,8 @@
 namespace foveate {
 
 /// How positions become a slot.
-enum class Aggregation { mean, conv };
-template <> inline constexpr auto names<Aggregation> = std::array<std::string_view, 2>{"mean", "conv"};
+enum class MultiScaleAggregation { mean, conv };
+template <> inline constexpr auto names<MultiScaleAggregation> = std::array<std::string_view, 2>{"mean", "conv"};
 
 /// The options that the models share.
 void multi_scale_fields(auto& o, auto&& f) {
@@ -58,7 +58,7 @@ assert torch.allclose(torch.cat([first, rest], 1), full, atol=1e-4))"};
     optional<int64_t> ff_dim;
     std::vector<int64_t> scales = {1, 4, 16};
     std::vector<int64_t> layers;
-    Aggregation aggregation = Aggregation::mean;
+    MultiScaleAggregation aggregation = MultiScaleAggregation::mean;
     void fields(auto&& f) {
       multi_scale_fields(*this, f);
       f("scales", scales, "s_0 = 1 < s_1 < ..., each divides the next: positions of a slot (ours: 1, 4, 16)");
@@ -97,7 +97,7 @@ assert model(torch.randn(2, 50, 32)).shape == (2, 50, 32))"};
     optional<int64_t> ff_dim;
     std::vector<int64_t> scales = {1, 4, 16};
     std::vector<int64_t> layers;
-    Aggregation aggregation = Aggregation::mean;
+    MultiScaleAggregation aggregation = MultiScaleAggregation::mean;
     int64_t local_window = 64;
     int64_t top_layers = 1;
     void fields(auto&& f) {
