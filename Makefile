@@ -34,7 +34,7 @@ cpp-test: $(VENV)/.installed $(VENV)/.packages-test
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 py-test: $(VENV)/.installed
-	$(BIN)/python -m pytest tests $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(JOBS) $(ARGS)
 
 compare: $(VENV)/.installed ## compare every mechanism on a text and a photo; writes report.html, report.json
 	$(BIN)/foveate compare $(ARGS)
