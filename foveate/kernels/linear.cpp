@@ -42,14 +42,14 @@ template <class scalar> long early_of(const Linear<scalar>& a) { return clamped(
 /// What one task works in.
 template <class scalar> struct Desk {
   long deep, wide;
-  scalar *T, *T_across;               // [F,wide], [Dv+1,deep]
-  scalar *q, *k, *k_across;           // [C,deep], [C,deep], [F,C]
-  scalar *v, *v_across;               // [C,wide], [Dv+1,C]
-  scalar *n, *d_n;                    // [C,wide]
-  scalar *p, *d_p, *weight;           // [C,C]
-  scalar *d_q, *d_k, *d_v;            // [C,deep], [C,deep], [C,wide]
-  scalar *fade, *before, *left;       // [C]: g_r, c_r, l_r
-  scalar *z, *along;                  // [F], [M + 1]
+  scalar *T, *T_across;          // [F,wide], [Dv+1,deep]
+  scalar *q, *k, *k_across;      // [C,deep], [C,deep], [F,C]
+  scalar *v, *v_across;          // [C,wide], [Dv+1,C]
+  scalar *n, *d_n;               // [C,wide]
+  scalar *p, *d_p, *weight;      // [C,C]
+  scalar *d_q, *d_k, *d_v;       // [C,deep], [C,deep], [C,wide]
+  scalar *fade, *before, *left;  // [C]: g_r, c_r, l_r
+  scalar *z, *along;             // [F], [M + 1]
 
   Desk(const Linear<scalar>& a, Room<scalar>& room, bool backward) : deep(round_up<scalar>(a.F)), wide(round_up<scalar>(a.Dv + 1)) {
     const auto take = [&](bool needed, long count) { return room.take(needed ? count : 0); };

@@ -63,7 +63,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   const auto& run = engine<scalar>();
   const auto zeros_like = [&](const Tensor& t) { return at::zeros(t.sizes(), alive.options); };
   const Tensor &out = call.results[0], &S = call.results[1], &z = call.results[2];
-  a.out = const_cast<scalar*>(alive.numbers<scalar>(out));  // NOLINT: read only in the backward
+  a.out = const_cast<scalar*>(alive.numbers<scalar>(out));    // NOLINT: read only in the backward
   a.S_after = const_cast<scalar*>(alive.numbers<scalar>(S));  // NOLINT
   a.z_after = const_cast<scalar*>(alive.numbers<scalar>(z));  // NOLINT
   const auto given = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };
@@ -110,8 +110,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const T
 
 Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> key_mask, optional<Tensor> log_decay,
                                         optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, const std::string& normalizer, double eps) {
-  const Arguments c{std::move(q), std::move(k), std::move(v), std::move(key_mask), std::move(log_decay), std::move(S), std::move(z),
-                    offset.expect_int(), normalizer, eps};
+  const Arguments c{std::move(q), std::move(k), std::move(v),        std::move(key_mask), std::move(log_decay),
+                    std::move(S), std::move(z), offset.expect_int(), normalizer,          eps};
   if (!on_the_engine(c, causal)) return std::nullopt;
   return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
 }
