@@ -18,7 +18,7 @@ SHELL := /bin/bash
 SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md LICENSE cmake foveate python tools/stubs.py -type f ! -name '*.pyc')
 $(shell mkdir -p build && printf '%s\n' $(sort $(SOURCES)) | cmp -s - build/sources.txt || printf '%s\n' $(sort $(SOURCES)) > build/sources.txt)
 
-.PHONY: help build test cpp-test py-test compare bench lint format docs sanitize clean distclean
+.PHONY: help build test cpp-test py-test compare bench bench-softmax lint format docs sanitize clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 18
@@ -34,7 +34,7 @@ cpp-test: $(VENV)/.installed $(VENV)/.packages-test
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 py-test: $(VENV)/.installed
-	$(BIN)/python -m pytest tests $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(JOBS) $(ARGS)
 
 compare: $(VENV)/.installed ## compare every mechanism on a text and a photo; writes report.html, report.json
 	$(BIN)/foveate compare $(ARGS)
@@ -43,6 +43,10 @@ bench: $(VENV)/.installed $(VENV)/.packages-bench ## the primitives against what
 	@$(BIN)/cmake -S . -B $(BUILD) -DFOVEATE_BUILD_BENCHMARKS=ON > build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
 	$(BIN)/cmake --build $(BUILD) --target foveate_bench
 	$(BUILD)/foveate_bench $(ARGS)
+
+bench-softmax: $(VENV)/.installed ## the softmax engine against SDPA, FlexAttention (ARGS=--flex) and code written by hand
+	@for threads in 1 2; do $(BIN)/python bench/softmax.py --threads $$threads $(ARGS); done
+	@$(BIN)/python bench/softmax.py --dtype bfloat16 --only forward $(ARGS)
 
 lint: $(VENV)/.installed ## formatting, clang-tidy, ruff, mypy
 	git ls-files --cached --others --exclude-standard '*.h' '*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror

@@ -8,13 +8,26 @@ namespace foveate::kernels {
 
 struct MergeAttention;
 template <class scalar> struct Softmax;
+template <class scalar> struct Linear;
 
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
 template <class scalar> struct SoftmaxEngine {
   void (*pack)(const Softmax<scalar>&, long begin, long end);                       ///< tasks: key tiles of every (b, key head)
-  void (*forward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: query tiles of every (b, h)
+  void (*forward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: splits of query tiles of every (b, h)
+  void (*few)(const Softmax<scalar>&, long begin, long end, scalar* scratch);       ///< tasks: splits of every (b, key head); needs no pack
   void (*backward)(const Softmax<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: parts of every (b, key head)
-  long vector;                                                                      ///< widths are padded to a multiple of this
+  long (*forward_room)(const Softmax<scalar>&);                                     ///< numbers of scratch
+  long (*few_room)(const Softmax<scalar>&);
+  long (*backward_room)(const Softmax<scalar>&);
+  long vector;  ///< widths are padded to a multiple of this
+};
+
+template <class scalar> struct LinearEngine {
+  void (*forward)(const Linear<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: every (b, key head)
+  void (*backward)(const Linear<scalar>&, long begin, long end, scalar* scratch);  ///< the same
+  long (*forward_room)(const Linear<scalar>&);                                     ///< numbers of scratch
+  long (*backward_room)(const Linear<scalar>&);
+  long vector;  ///< widths are padded to a multiple of this
 };
 
 struct Kernels {
@@ -22,6 +35,8 @@ struct Kernels {
   void (*merge_attention_double)(const MergeAttention&, long begin, long end);
   const SoftmaxEngine<float>* softmax_float;
   const SoftmaxEngine<double>* softmax_double;
+  const LinearEngine<float>* linear_float;
+  const LinearEngine<double>* linear_double;
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
@@ -30,6 +45,8 @@ struct Kernels {
   void merge_attention_double(const MergeAttention&, long begin, long end); \
   extern const SoftmaxEngine<float> softmax_float;                          \
   extern const SoftmaxEngine<double> softmax_double;                        \
+  extern const LinearEngine<float> linear_float;                            \
+  extern const LinearEngine<double> linear_double;                          \
   extern const Kernels table;                                               \
   }
 FOVEATE_CAPABILITY(DEFAULT)

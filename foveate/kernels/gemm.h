@@ -9,6 +9,7 @@ namespace {
 template <class scalar> struct Left {
   const scalar* data;
   long row, column;
+  Left from(long r) const { return {data + r * row, row, column}; }
 };
 /// A matrix of contiguous rows, read by vectors: its width is a multiple of two vectors.
 template <class scalar> struct Right {
@@ -48,16 +49,17 @@ template <int rows, bool add, class scalar> inline void last_rows(long left, Lef
   }
 }
 
+/// Rows of C in a register tile: two vectors of B, one of A, and 2 * rows of C take 15 of AVX2's 16 registers, 27 of AVX-512's 32.
+constexpr long register_rows = vector_bytes == 64 ? 12 : 6;
+
 /// c [height, width] = or += a [height, depth] b [depth, width]; width a multiple of two vectors.
 template <bool add, class scalar> inline void gemm(long height, long width, long depth, Left<scalar> a, Right<scalar> b, scalar* c, long c_row) {
-  // Two vectors of B, one of A, and 2 * rows of C: 15 of AVX2's 16 registers, 27 of AVX-512's 32.
-  constexpr int rows = vector_bytes == 64 ? 12 : 6;
+  constexpr int rows = static_cast<int>(register_rows);
   for (long j = 0; j < width; j += 2 * lanes<scalar>) {
     const Right<scalar> columns{b.data + j, b.row};
     long i = 0;
-    for (; i + rows <= height; i += rows)
-      register_tile<rows, add>(Left<scalar>{a.data + i * a.row, a.row, a.column}, columns, c + i * c_row + j, c_row, depth);
-    if (i < height) last_rows<rows - 1, add>(height - i, Left<scalar>{a.data + i * a.row, a.row, a.column}, columns, c + i * c_row + j, c_row, depth);
+    for (; i + rows <= height; i += rows) register_tile<rows, add>(a.from(i), columns, c + i * c_row + j, c_row, depth);
+    if (i < height) last_rows<rows - 1, add>(height - i, a.from(i), columns, c + i * c_row + j, c_row, depth);
   }
 }
 

@@ -1,287 +1,163 @@
 // The softmax engine. A tile of queries meets the keys it may see, a run of key tiles at a time: scores by one product, biases and
 // hidden keys, then the online softmax of the forward or the recomputed probabilities of the backward. Nothing of size N x M exists.
+//   softmax_tiles.h   which scores are computed        softmax_score.h   from products to scores, and back
+//   softmax_few.h     few queries: keys read where they lie, once for all query heads that share them
 #include "kernels/softmax.h"
 
 #include "kernels/capability.h"
-#include "kernels/gemm.h"
-
-#include <math.h>
+#include "kernels/softmax_few.h"
+#include "kernels/softmax_online.h"
+#include "kernels/softmax_score.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
 
-constexpr long run_keys = run_tiles * key_tile;
-
-long least(long a, long b) { return a < b ? a : b; }
-long most(long a, long b) { return a > b ? a : b; }
-
-/// One tile of queries of one head, and the keys that any of them may see.
-struct QueryTile {
-  long b, h, hk;
-  long first, height;  // queries [first, first + height)
-  long begin, end;     // keys
+/// Scratch of a forward tile.
+template <class scalar> struct ForwardRoom {
+  scalar *queries, *row_query, *s, *sums, *tops, *totals, *factor, *by_distance, *distances;
+  ForwardRoom(const Softmax<scalar>& a, Room<scalar>& room) {
+    const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
+    queries = room.take(query_tile * deep);
+    row_query = room.take(a.rows.length ? query_tile * deep : 0);
+    s = room.take(query_tile * run_keys);
+    sums = room.take(query_tile * wide);
+    tops = room.take(query_tile);
+    totals = room.take(query_tile);
+    factor = room.take(drops(a) ? run_keys : 0);
+    by_distance = room.take(a.value_rows.length ? query_tile * distance_row : 0);
+    distances = room.take(a.rows.length || a.value_rows.length ? room_by_distance(most(deep, wide)) : 0);
+  }
 };
 
-template <class scalar> QueryTile query_tile_at(const Softmax<scalar>& a, long b, long h, long t) {
-  QueryTile q{
-      .b = b, .h = h, .hk = h / (a.H / a.Hk), .first = t * query_tile, .height = least(query_tile, a.N - t * query_tile), .begin = 0, .end = a.M};
-  if (a.causal) q.end = most(0, least(a.M, q.first + q.height + a.offset));
-  if (a.window) q.begin = least(q.end, most(0, q.first + a.offset - a.window + 1) / key_tile * key_tile);
-  return q;
-}
-
-/// Rows of one (b, h), from query or key `n`.
-template <class scalar> scalar* at(const Rows<scalar>& rows, long b, long h, long n) {
-  return rows.data + b * rows.batch + h * rows.head + n * rows.row;
-}
-
-/// Copies `height` rows of `width` numbers to rows of `padded`, the rest zero.
-template <class scalar> void copy_rows(const scalar* from, long from_row, long height, long width, scalar* to, long padded) {
-  for (long r = 0; r < height; ++r) {
-    for (long d = 0; d < width; ++d) to[r * padded + d] = from[r * from_row + d];
-    for (long d = width; d < padded; ++d) to[r * padded + d] = 0;
-  }
-}
-
-/// Copies `height` rows to a transposed tile [width,key_tile], times `factor`; keys beyond them are zero.
-template <class scalar> void copy_across(const scalar* from, long from_row, long height, long width, scalar factor, scalar* to) {
-  for (long d = 0; d < width; ++d) {
-    for (long r = 0; r < height; ++r) to[d * key_tile + r] = factor * from[r * from_row + d];
-    for (long r = height; r < key_tile; ++r) to[d * key_tile + r] = 0;
-  }
-}
-
-/// Keys [first, first + width) that a tile of queries meets together; `masks` names the masks of their tiles, null where they have none.
-struct KeyRun {
-  long first, width;
-  const int* masks;
-};
-
-/// Calls f(run) for the keys that a tile of queries may see, neighbouring tiles together.
-template <class scalar, class F> void for_each_run(const Softmax<scalar>& a, const QueryTile& q, const F& f) {
-  if (!a.tile_start) {
-    for (long j0 = q.begin; j0 < q.end; j0 += run_keys) f(KeyRun{j0, least(run_keys, q.end - j0), nullptr});
-    return;
-  }
-  const long row = (a.pattern_heads > 1 ? q.h * tiles_of(a.N, query_tile) : 0) + q.first / query_tile;
-  for (long e = a.tile_start[row]; e < a.tile_start[row + 1];) {
-    long count = 1;
-    while (count < run_tiles && e + count < a.tile_start[row + 1] && a.tiles[e + count] == a.tiles[e] + count) ++count;
-    const long first = a.tiles[e] * key_tile;
-    f(KeyRun{first, least(count * key_tile, a.M - first), a.tile_mask + e});
-    e += count;
-  }
-}
-
-/// Where the distances of a run lie in a table: column c of row r of the scores is at distance number c + height - 1 - r, and number n
-/// is entry n + `first` of the table, or its nearest end.
-struct Distances {
-  long first, count;
-};
-
-template <class scalar> Distances distances_of(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run) {
-  return {run.first - (q.first + q.height - 1 + a.offset) + a.origin, run.width + q.height - 1};
-}
-
-template <class scalar> long entry(const Softmax<scalar>& a, long n) { return most(0, least(a.table_length - 1, n)); }
-
-/// Adds what the distance to each key is worth to the queries: one product with the rows of all distances, read along diagonals.
-template <class scalar> void add_rows(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, scalar* s, scalar* scratch) {
-  const Distances d = distances_of(a, q, run);
-  const long padded = round_up<scalar>(d.count);
-  scalar* rows = scratch;                      // [D,run_distances]
-  scalar* worth = rows + a.D * run_distances;  // [height,run_distances]
-  const scalar* table = a.rows_across + (a.row_heads > 1 ? q.h : 0) * a.D * a.table_length;
-  for (long k = 0; k < a.D; ++k) {
-    for (long n = 0; n < d.count; ++n) rows[k * run_distances + n] = table[k * a.table_length + entry(a, n + d.first)];
-    for (long n = d.count; n < padded; ++n) rows[k * run_distances + n] = 0;
-  }
-  gemm<false>(q.height, padded, a.D, Left<scalar>{at(a.row_query, q.b, q.h, q.first), a.row_query.row, 1}, Right<scalar>{rows, run_distances}, worth,
-              run_distances);
-  for (long r = 0; r < q.height; ++r) {
-    const scalar* diagonal = worth + r * run_distances + q.height - 1 - r;
-    for (long c = 0; c < run.width; ++c) s[r * run_keys + c] += diagonal[c];
-  }
-}
-
-/// Adds to the sums the probabilities of each distance times its value row.
-template <class scalar> void add_value_rows(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, const scalar* p, scalar* sums,
-                                            scalar* scratch) {
-  const Distances d = distances_of(a, q, run);
-  const long wide = round_up<scalar>(a.Dv);
-  scalar* rows = scratch;                             // [count,wide]
-  scalar* by_distance = rows + run_distances * wide;  // [height,run_distances]
-  const scalar* table = a.value_rows + (a.value_row_heads > 1 ? q.h : 0) * a.table_length * wide;
-  for (long n = 0; n < d.count; ++n) {
-    for (long k = 0; k < wide; ++k) rows[n * wide + k] = table[entry(a, n + d.first) * wide + k];
-  }
-  for (long r = 0; r < q.height; ++r) {
-    scalar* row = by_distance + r * run_distances;
-    for (long n = 0; n < d.count; ++n) row[n] = 0;
-    for (long c = 0; c < run.width; ++c) row[c + q.height - 1 - r] = p[r * run_keys + c];
-  }
-  gemm<true>(q.height, wide, d.count, Left<scalar>{by_distance, run_distances, 1}, Right<scalar>{rows, wide}, sums, wide);
-}
-
-/// s[r,c] for queries of the tile and keys of the run: scaled, biased, -infinity where hidden and beyond the run.
-template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q, const KeyRun& run, scalar* s, scalar* scratch) {
-  const long j0 = run.first, width = run.width;
-  const long tiles = tiles_of(a.M, key_tile), padded = tiles_of(width, key_tile) * key_tile;
-  const scalar* keys = a.keys_across + ((q.b * a.Hk + q.hk) * tiles + j0 / key_tile) * a.D * key_tile;
-  for (long c = 0; c < padded; c += key_tile) {
-    gemm<false>(q.height, key_tile, a.D, Left<scalar>{at(a.q, q.b, q.h, q.first), a.q.row, 1}, Right<scalar>{keys + c * a.D, key_tile}, s + c,
-                run_keys);
-  }
-  if (a.rows_across) add_rows(a, q, run, s, scratch);
-  const scalar hidden = -static_cast<scalar>(infinity);
-  const long first_last = q.first + a.offset, last_last = first_last + q.height - 1;  // last keys of the first and of the last query
-  const bool cut = (a.causal && j0 + width - 1 > first_last) || (a.window && j0 <= last_last - a.window);
-  bool masked = false;
-  for (long t = 0; run.masks && t < padded / key_tile; ++t) masked = masked || run.masks[t] >= 0;
-  const bool plain = !a.bias.data && !a.mask.data && !a.key_mask && !a.slopes && !a.table && !cut && !masked && padded == width;
-  if (plain) return;
-  for (long r = 0; r < q.height; ++r) {
-    scalar* row = s + r * run_keys;  // [padded]
-    const long i = q.first + r, here = i + a.offset;
-    if (a.bias.data) {
-      const scalar* bias = a.bias.data + q.b * a.bias.batch + q.h * a.bias.head + i * a.bias.row + j0 * a.bias.column;
-      if (a.bias.column == 1) {
-        for (long c = 0; c < width; ++c) row[c] += bias[c];
-      } else {
-        for (long c = 0; c < width; ++c) row[c] += bias[c * a.bias.column];
-      }
-    }
-    if (a.slopes) {
-      const scalar slope = a.slopes[q.h];
-      for (long c = 0; c < width; ++c) row[c] -= slope * static_cast<scalar>(j0 + c > here ? j0 + c - here : here - j0 - c);
-    }
-    if (a.table) {
-      const scalar* table = a.table + q.h * a.table_length;
-      for (long c = 0; c < width; ++c) row[c] += table[most(0, least(a.table_length - 1, j0 + c - here + a.origin))];
-    }
-    if (a.mask.data) {
-      const unsigned char* mask = a.mask.data + q.b * a.mask.batch + q.h * a.mask.head + i * a.mask.row + j0 * a.mask.column;
-      for (long c = 0; c < width; ++c) row[c] = mask[c * a.mask.column] ? row[c] : hidden;
-    }
-    if (a.key_mask) {
-      const unsigned char* mask = a.key_mask + q.b * a.M + j0;
-      for (long c = 0; c < width; ++c) row[c] = mask[c] ? row[c] : hidden;
-    }
-    for (long t = 0; masked && t < padded / key_tile; ++t) {
-      if (run.masks[t] < 0) continue;
-      const unsigned char* mask = a.masks + (run.masks[t] * query_tile + r) * key_tile;
-      for (long c = 0; c < key_tile; ++c) row[t * key_tile + c] = mask[c] ? row[t * key_tile + c] : hidden;
-    }
-    if (cut) {
-      const long seen_begin = a.window ? most(0, least(width, here - a.window + 1 - j0)) : 0;
-      const long seen_end = a.causal ? most(0, least(width, here + 1 - j0)) : width;
-      for (long c = 0; c < seen_begin; ++c) row[c] = hidden;
-      for (long c = seen_end; c < width; ++c) row[c] = hidden;
-    }
-    for (long c = width; c < padded; ++c) row[c] = hidden;
-  }
-}
-
-/// Forward of one tile: out and lse of its queries. Scratch: scores [query_tile,run_keys], sums [query_tile,Dv rounded up], tops, totals,
-/// and what add_rows and add_value_rows need.
-template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryTile& q, scalar* scratch) {
+/// Forward of one tile: out and lse of its queries.
+template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryTile& q, long split, scalar* scratch) {
   constexpr long W = lanes<scalar>;
-  const long wide = round_up<scalar>(a.Dv), tiles = tiles_of(a.M, key_tile);
-  scalar* s = scratch;
-  scalar* sums = s + query_tile * run_keys;
-  scalar* tops = sums + query_tile * wide;
-  scalar* totals = tops + query_tile;
-  scalar* distances = totals + query_tile;
-  for (long r = 0; r < q.height; ++r) {
-    tops[r] = -static_cast<scalar>(infinity);
-    totals[r] = 0;
-    for (long d = 0; d < wide; d += W) vec(sums + r * wide + d) = Vec<scalar>{};
-  }
-  for_each_run(a, q, [&](const KeyRun& run) {
-    const long padded = tiles_of(run.width, key_tile) * key_tile;
-    score(a, q, run, s, distances);
+  const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv), tiles = tiles_of(a.M, key_tile);
+  Room<scalar> room(scratch);
+  const ForwardRoom<scalar> at(a, room);
+  copy_rows(a.q, q.b, q.h, q.first, q.height, a.D, a.scale, at.queries, deep);
+  if (a.rows.length) copy_rows(a.row_query, q.b, q.h, q.first, q.height, a.D, a.scale, at.row_query, deep);
+  start_rows(q.height, wide, at.sums, at.tops, at.totals);
+  const auto meet_run = [&](const Run& run) {
+    score(a, q, run, at.queries, at.row_query, at.s, static_cast<scalar*>(nullptr), at.distances);
     for (long r = 0; r < q.height; ++r) {
-      scalar* row = s + r * run_keys;
-      Vec<scalar> high = vec(row);
-      for (long c = W; c < padded; c += W) high = vec(row + c) > high ? vec(row + c) : high;
-      const scalar best = highest<scalar>(high), top = best <= tops[r] ? tops[r] : best;  // of a NaN, the NaN
-      if (top == -static_cast<scalar>(infinity)) {                                        // nothing seen yet
-        for (long c = 0; c < padded; c += W) vec(row + c) = Vec<scalar>{};
-        continue;
+      scalar* row = at.s + r * run_keys;
+      const scalar fade = meet(chunks_of(run, r), row, at.tops[r], at.totals[r]);
+      if (fade != 1) {
+        for (long d = 0; d < wide; d += W) vec(at.sums + r * wide + d) *= splat(fade);
       }
-      const Vec<scalar> shift = splat(top);
-      Vec<scalar> sum{};
-      for (long c = 0; c < padded; c += W) {
-        const Vec<scalar> p = exp(vec(row + c) - shift);
-        vec(row + c) = p;
-        sum += p;
-      }
-      if (top > tops[r]) {
-        const scalar fade = exp(splat(tops[r] - top))[0];
-        totals[r] *= fade;
-        for (long d = 0; d < wide; d += W) vec(sums + r * wide + d) *= splat(fade);
-        tops[r] = top;
-      }
-      totals[r] += total<scalar>(sum);
+      if (!drops(a)) continue;
+      for_each_segment(chunks_of(run, r), [&](long begin, long end) {
+        kept(a, q, run, r, begin, end, at.factor);
+        for (long c = begin; c < end; ++c) row[c] *= at.factor[c];
+      });
     }
-    const scalar* values = a.values + ((q.b * a.Hk + q.hk) * tiles * key_tile + run.first) * wide;
-    gemm<true>(q.height, wide, padded, Left<scalar>{s, run_keys, 1}, Right<scalar>{values, wide}, sums, wide);
-    if (a.value_rows) add_value_rows(a, q, run, s, sums, distances);
-  });
-  for (long r = 0; r < q.height; ++r) {
-    const long row = (q.b * a.H + q.h) * a.N + q.first + r;
-    const scalar share = totals[r] > 0 ? 1 / totals[r] : 0;  // a query that sees nothing gives zeros
-    for (long d = 0; d < a.Dv; ++d) a.out[row * a.Dv + d] = share * sums[r * wide + d];
-    a.lse[row] = totals[r] > 0 ? tops[r] + static_cast<scalar>(log(static_cast<double>(totals[r]))) : -static_cast<scalar>(infinity);
-  }
+    product_along(run, q.height, wide, at.s, a.values + ((q.b * a.Hk + q.hk) * tiles * key_tile + run.first) * wide, at.sums);
+    if (a.value_rows.length) {
+      spread_by_distance(q, run, at.s, at.by_distance);
+      sum_by_distance(a, q, run, a.value_rows, wide, at.by_distance, at.sums, at.distances);
+    }
+  };
+  if (asked(a, q)) for_each_run(a, q, meet_run);
+  for (long r = 0; r < q.height; ++r) finish(a, split, q.b, q.h, q.first + r, at.sums + r * wide, at.tops[r], at.totals[r]);
 }
 
-/// Backward of one tile: d_q of its queries, and what they add to d_k and d_v of this part.
-///   p = exp(s - lse);  dv += p^T do;  ds = p (do v^T - delta), delta = do.out - dlse;  dq = scale ds k;  dk += scale ds^T q
+/// Scratch of a backward tile.
+template <class scalar> struct BackwardRoom {
+  scalar *queries, *row_query, *p, *ds, *d_out, *d_q, *d_row_query, *deltas, *factor, *slope, *by_distance, *distances;
+  BackwardRoom(const Softmax<scalar>& a, Room<scalar>& room) {
+    const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
+    queries = room.take(query_tile * deep);
+    row_query = room.take(a.rows.length ? query_tile * deep : 0);
+    p = room.take(query_tile * run_keys);
+    ds = room.take(query_tile * run_keys);
+    d_out = room.take(query_tile * wide);
+    d_q = room.take(query_tile * deep);
+    d_row_query = room.take(a.d_row_query ? query_tile * deep : 0);
+    deltas = room.take(query_tile);
+    factor = room.take(drops(a) ? run_keys : 0);
+    slope = room.take(a.softcap ? query_tile * run_keys : 0);
+    by_distance = room.take(a.rows.length || a.value_rows.length ? query_tile * distance_row : 0);
+    distances = room.take(a.rows.length || a.value_rows.length ? room_by_distance(most(deep, wide)) : 0);
+  }
+};
+
+/// Probabilities of row r and the gradients of its scores, from scores in p and d_out . v in ds; zero in chunks that do not matter.
+template <class scalar> void differentiate_row(const Softmax<scalar>& a, const QueryTile& q, const Run& run, long r, scalar lse, scalar delta,
+                                               scalar* p, scalar* ds, scalar* factor) {
+  constexpr long W = lanes<scalar>;
+  const unsigned chunks = lse == -static_cast<scalar>(infinity) ? 0 : chunks_of(run, r);  // saw nothing: no gradient
+  for_each_segment(chunks, [&](long begin, long end) {
+    if (drops(a)) {
+      kept(a, q, run, r, begin, end, factor);
+      for (long c = begin; c < end; c += W) {
+        const Vec<scalar> probability = exp(vec(p + c) - splat(lse)), share = vec(factor + c);
+        vec(ds + c) = probability * (share * vec(ds + c) - splat(delta));
+        vec(p + c) = probability * share;
+      }
+      return;
+    }
+    for (long c = begin; c < end; c += W) {
+      const Vec<scalar> probability = exp(vec(p + c) - splat(lse));
+      vec(ds + c) = probability * (vec(ds + c) - splat(delta));
+      vec(p + c) = probability;
+    }
+  });
+  for_each_segment(~chunks & ((1u << run.padded / chunk_keys) - 1), [&](long begin, long end) {
+    for (long c = begin; c < end; c += W) vec(p + c) = vec(ds + c) = Vec<scalar>{};
+  });
+}
+
+/// Backward of one tile: d_q of its queries, and what they add to the sums of this part.
+///   p = exp(s - lse);  dv += p^T do;  ds = p (do v^T - delta), delta = do.out - dlse;  dq = scale ds k;  dk += ds^T (scale q)
 template <class scalar> void backward_tile(const Softmax<scalar>& a, const QueryTile& q, long part, scalar* scratch) {
+  if (!asked(a, q)) return;
   constexpr long W = lanes<scalar>;
   const long wide = round_up<scalar>(a.Dv), deep = round_up<scalar>(a.D), tiles = tiles_of(a.M, key_tile);
-  scalar* p = scratch;
-  scalar* ds = p + query_tile * run_keys;
-  scalar* d_out = ds + query_tile * run_keys;   // [height,wide]
-  scalar* queries = d_out + query_tile * wide;  // [height,deep]
-  scalar* d_q = queries + query_tile * deep;    // [height,deep]
-  scalar* deltas = d_q + query_tile * deep;
-  const long first_row = (q.b * a.H + q.h) * a.N + q.first;
-  copy_rows(at(a.d_out, q.b, q.h, q.first), a.d_out.row, q.height, a.Dv, d_out, wide);
-  copy_rows(at(a.q, q.b, q.h, q.first), a.q.row, q.height, a.D, queries, deep);
+  Room<scalar> room(scratch);
+  const BackwardRoom<scalar> at(a, room);
+  const long first_row = (q.b * a.H + q.h) * a.N + q.first, part_head = (part * a.B + q.b) * a.H + q.h;
+  copy_rows(a.q, q.b, q.h, q.first, q.height, a.D, a.scale, at.queries, deep);
+  if (a.rows.length) copy_rows(a.row_query, q.b, q.h, q.first, q.height, a.D, a.scale, at.row_query, deep);
+  copy_rows(a.d_out, q.b, q.h, q.first, q.height, a.Dv, scalar{1}, at.d_out, wide);
   for (long r = 0; r < q.height; ++r) {
-    deltas[r] = a.d_lse ? -a.d_lse[first_row + r] : 0;
-    for (long d = 0; d < a.Dv; ++d) deltas[r] += d_out[r * wide + d] * a.out[(first_row + r) * a.Dv + d];
-    for (long d = 0; d < deep; d += W) vec(d_q + r * deep + d) = Vec<scalar>{};
+    at.deltas[r] = a.d_lse ? -a.d_lse[first_row + r] : 0;
+    for (long d = 0; d < a.Dv; ++d) at.deltas[r] += at.d_out[r * wide + d] * a.out[(first_row + r) * a.Dv + d];
+    for (long d = 0; d < deep; d += W) vec(at.d_q + r * deep + d) = Vec<scalar>{};
+    for (long d = 0; at.d_row_query && a.d_row_query && d < deep; d += W) vec(at.d_row_query + r * deep + d) = Vec<scalar>{};
   }
   const long head = q.b * a.Hk + q.hk;
-  for_each_run(a, q, [&](const KeyRun& run) {
-    const long padded = tiles_of(run.width, key_tile) * key_tile, key = head * tiles * key_tile + run.first;
-    score(a, q, run, p, deltas + query_tile);
-    for (long c = 0; c < padded; c += key_tile) {
-      gemm<false>(q.height, key_tile, a.Dv, Left<scalar>{d_out, wide, 1}, Right<scalar>{a.values_across + (key + c) * a.Dv, key_tile}, ds + c,
-                  run_keys);
-    }
+  for_each_run(a, q, [&](const Run& run) {
+    const long key = head * tiles * key_tile + run.first, summed = part * a.B * a.Hk * tiles * key_tile + key;
+    score(a, q, run, at.queries, at.row_query, at.p, at.slope, at.distances);
+    product_across(run, q.height, a.Dv, Left<scalar>{at.d_out, wide, 1}, a.values_across + key * a.Dv, at.ds);
+    if (a.value_rows.length) add_by_distance(a, q, run, a.value_rows, a.Dv, at.d_out, wide, at.ds, at.distances);
     for (long r = 0; r < q.height; ++r) {
-      const scalar lse = a.lse[first_row + r];
-      scalar *p_r = p + r * run_keys, *ds_r = ds + r * run_keys;
-      if (lse == -static_cast<scalar>(infinity)) {  // saw nothing: no gradient
-        for (long c = 0; c < padded; c += W) vec(p_r + c) = vec(ds_r + c) = Vec<scalar>{};
-        continue;
-      }
-      for (long c = 0; c < padded; c += W) {
-        vec(p_r + c) = exp(vec(p_r + c) - splat(lse));
-        vec(ds_r + c) = vec(p_r + c) * (vec(ds_r + c) - splat(deltas[r])) * splat(a.scale);
-      }
+      differentiate_row(a, q, run, r, a.lse[first_row + r], at.deltas[r], at.p + r * run_keys, at.ds + r * run_keys, at.factor);
+      if (!a.d_bias.data && !a.d_slopes && !a.d_table) continue;
+      for_each_segment(chunks_of(run, r), [&](long begin, long end) { add_gradients(a, q, run, part, r, begin, end, at.ds + r * run_keys); });
     }
-    const long summed = part * a.B * a.Hk * tiles * key_tile + key;
-    gemm<true>(padded, wide, q.height, Left<scalar>{p, 1, run_keys}, Right<scalar>{d_out, wide}, a.d_v_parts + summed * wide, wide);
-    gemm<true>(padded, deep, q.height, Left<scalar>{ds, 1, run_keys}, Right<scalar>{queries, deep}, a.d_k_parts + summed * deep, deep);
-    gemm<true>(q.height, deep, padded, Left<scalar>{ds, run_keys, 1}, Right<scalar>{a.keys + key * deep, deep}, d_q, deep);
+    if (a.d_value_rows) {
+      spread_by_distance(q, run, at.p, at.by_distance);
+      add_to_table(a, q, run, a.value_rows, wide, at.by_distance, at.d_out, a.d_value_rows + part_head * a.value_rows.length * wide, at.distances);
+    }
+    if (a.d_rows || a.d_row_query) spread_by_distance(q, run, at.ds, at.by_distance);
+    if (a.d_rows) {
+      add_to_table(a, q, run, a.rows, deep, at.by_distance, at.row_query, a.d_rows + part_head * a.rows.length * deep, at.distances);
+    }
+    if (a.d_row_query) sum_by_distance(a, q, run, a.rows, deep, at.by_distance, at.d_row_query, at.distances);
+    for (long r = 0; a.softcap && r < q.height; ++r) {
+      for_each_segment(chunks_of(run, r), [&](long begin, long end) {
+        for (long c = begin; c < end; c += W) vec(at.ds + r * run_keys + c) *= vec(at.slope + r * run_keys + c);
+      });
+    }
+    product_down(run, q.height, wide, at.p, at.d_out, a.d_v + summed * wide);
+    product_down(run, q.height, deep, at.ds, at.queries, a.d_k + summed * deep);
+    product_along(run, q.height, deep, at.ds, a.keys + key * deep, at.d_q);
   });
   for (long r = 0; r < q.height; ++r) {
-    for (long d = 0; d < a.D; ++d) a.d_q[(first_row + r) * a.D + d] = d_q[r * deep + d];
+    for (long d = 0; d < a.D; ++d) a.d_q[(first_row + r) * a.D + d] = a.scale * at.d_q[r * deep + d];
+    for (long d = 0; a.d_row_query && d < a.D; ++d) a.d_row_query[(first_row + r) * a.D + d] = a.scale * at.d_row_query[r * deep + d];
   }
 }
 
@@ -289,24 +165,24 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
 template <class scalar> void pack(const Softmax<scalar>& a, long begin, long end) {
   const long tiles = tiles_of(a.M, key_tile), wide = round_up<scalar>(a.Dv), deep = round_up<scalar>(a.D);
   for (long t = begin; t < end; ++t) {
-    const long head = t / tiles, first = t % tiles * key_tile, height = least(key_tile, a.M - first);
-    const scalar *k = at(a.k, head / a.Hk, head % a.Hk, first), *v = at(a.v, head / a.Hk, head % a.Hk, first);
-    copy_across(k, a.k.row, height, a.D, a.scale, a.keys_across + t * a.D * key_tile);
-    copy_rows(v, a.v.row, height, a.Dv, a.values + t * key_tile * wide, wide);
+    const long b = t / tiles / a.Hk, h = t / tiles % a.Hk, first = t % tiles * key_tile, height = least(key_tile, a.M - first);
+    copy_across(a.k, b, h, first, height, a.D, a.keys_across + t * a.D * key_tile);
+    copy_rows(a.v, b, h, first, height, a.Dv, scalar{1}, a.values + t * key_tile * wide, wide);
     for (long i = height * wide; i < key_tile * wide; ++i) a.values[t * key_tile * wide + i] = 0;  // 0 times a NaN would be a NaN
     if (!a.keys) continue;
-    copy_across(v, a.v.row, height, a.Dv, scalar{1}, a.values_across + t * a.Dv * key_tile);
-    copy_rows(k, a.k.row, height, a.D, a.keys + t * key_tile * deep, deep);
+    copy_across(a.v, b, h, first, height, a.Dv, a.values_across + t * a.Dv * key_tile);
+    copy_rows(a.k, b, h, first, height, a.D, scalar{1}, a.keys + t * key_tile * deep, deep);
     for (long i = height * deep; i < key_tile * deep; ++i) a.keys[t * key_tile * deep + i] = 0;
   }
 }
 
-/// Tasks [begin, end) of B * H * query tiles. Early and late tiles alternate, since causal ones grow.
+/// Tasks [begin, end) of B * H * query tiles * splits. Early and late tiles alternate, since causal ones grow.
 template <class scalar> void forward(const Softmax<scalar>& a, long begin, long end, scalar* scratch) {
   const long tiles = tiles_of(a.N, query_tile);
   for (long task = begin; task < end; ++task) {
-    const long head = task / tiles, turn = task % tiles, t = turn % 2 ? tiles - 1 - turn / 2 : turn / 2;
-    forward_tile(a, query_tile_at(a, head / a.H, head % a.H, t), scratch);
+    const long split = task % a.splits, head = task / a.splits / tiles, turn = task / a.splits % tiles,
+               t = turn % 2 ? tiles - 1 - turn / 2 : turn / 2;
+    forward_tile(a, share_of(a, query_tile_at(a, head / a.H, head % a.H, t), split), split, scratch);
   }
 }
 
@@ -321,8 +197,20 @@ template <class scalar> void backward(const Softmax<scalar>& a, long begin, long
   }
 }
 
-template <class scalar> constexpr SoftmaxEngine<scalar> engine{
-    .pack = pack<scalar>, .forward = forward<scalar>, .backward = backward<scalar>, .vector = 2 * lanes<scalar>};
+template <class scalar, template <class> class AnyRoom> long numbers_for(const Softmax<scalar>& a) {
+  Room<scalar> room(nullptr);
+  const AnyRoom<scalar> at(a, room);
+  return room.taken;
+}
+
+template <class scalar> constexpr SoftmaxEngine<scalar> engine{.pack = pack<scalar>,
+                                                               .forward = forward<scalar>,
+                                                               .few = few<scalar>,
+                                                               .backward = backward<scalar>,
+                                                               .forward_room = numbers_for<scalar, ForwardRoom>,
+                                                               .few_room = numbers_for<scalar, FewRoom>,
+                                                               .backward_room = numbers_for<scalar, BackwardRoom>,
+                                                               .vector = 2 * lanes<scalar>};
 
 }  // namespace
 

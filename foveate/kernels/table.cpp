@@ -6,6 +6,8 @@ namespace foveate::kernels::CPU_CAPABILITY {
 const Kernels table{.merge_attention_float = merge_attention_float,
                     .merge_attention_double = merge_attention_double,
                     .softmax_float = &softmax_float,
-                    .softmax_double = &softmax_double};
+                    .softmax_double = &softmax_double,
+                    .linear_float = &linear_float,
+                    .linear_double = &linear_double};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY

@@ -29,6 +29,10 @@ template <class scalar> inline const Vec<scalar>& vec(const scalar* p) { return 
 template <class scalar> inline Vec<scalar> splat(scalar x) { return x - Vec<scalar>{}; }
 template <class scalar> inline long round_up(long n) { return (n + 2 * lanes<scalar> - 1) / (2 * lanes<scalar>)*(2 * lanes<scalar>); }
 
+inline long least(long a, long b) { return a < b ? a : b; }
+inline long most(long a, long b) { return a > b ? a : b; }
+inline long clamped(long x, long low, long high) { return most(low, least(high, x)); }
+
 inline constexpr float infinity = __builtin_inff();
 
 /// exp(x) for x <= 0 or so, 0 below the smallest normal number (and for -infinity); relative error 2e-7 in float, 1e-15 in double.
@@ -66,17 +70,16 @@ inline Vec<double> exp(Vec<double> x) {
   return x < least ? Vec<double>{} : value;
 }
 
-template <class scalar> inline scalar highest(Vec<scalar> v) {
-  scalar top = v[0];
-  for (long i = 1; i < lanes<scalar>; ++i) top = v[i] > top ? v[i] : top;
-  return top;
+/// The sum of a vector's numbers: of its halves, and of theirs.
+template <class T> inline auto total_of(T v) {
+  constexpr long count = sizeof(T) / sizeof(v[0]);
+  if constexpr (count == 16)
+    return total_of(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  else if constexpr (count == 8) return total_of(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+  else if constexpr (count == 4) return (v[0] + v[2]) + (v[1] + v[3]);
+  else return v[0] + v[1];
 }
-
-template <class scalar> inline scalar total(Vec<scalar> v) {
-  scalar sum = v[0];
-  for (long i = 1; i < lanes<scalar>; ++i) sum += v[i];
-  return sum;
-}
+template <class scalar> inline scalar total(Vec<scalar> v) { return total_of(v); }
 
 }  // namespace
 }  // namespace foveate::kernels::CPU_CAPABILITY

@@ -10,6 +10,7 @@ Tensor FeedForward::operator()(const Tensor& x, Activation activation) const {
     case Activation::relu: return down(inner.relu());
     case Activation::gelu: return down(at::gelu(inner));
     case Activation::quick_gelu: return down(inner * (inner * 1.702).sigmoid());
+    case Activation::gelu_tanh: return down(at::gelu(inner, "tanh"));
   }
   TORCH_CHECK(false, "unreachable");
 }

@@ -4,7 +4,7 @@
 
 namespace foveate::layers {
 
-enum class Activation { relu, gelu, quick_gelu };
+enum class Activation { relu, gelu, quick_gelu, gelu_tanh };
 
 struct FOVEATE_API FeedForward {
   Linear up, down;
@@ -20,4 +20,5 @@ struct FOVEATE_API FeedForward {
 }  // namespace foveate::layers
 
 namespace foveate {
-  template <> inline constexpr auto names<layers::Activation> = std::array<std::string_view, 3>{"relu", "gelu", "quick_gelu"}; }  // namespace foveate
+template <> inline constexpr auto names<layers::Activation> = std::array<std::string_view, 4>{"relu", "gelu", "quick_gelu", "gelu_tanh"};
+}  // namespace foveate

@@ -22,14 +22,14 @@ struct KVCache {
 };
 
 /// The step of a form of q, k, v whose last query meets the last key: its forward over all keys so far. A key mask covers all of them.
-template <class F> std::pair<Tensor, KVCache> step_with_cache(const char* form, const typename F::Options& o, const typename F::Parameters& p,
-                                                              const typename F::Inputs& in, const KVCache& past) {
+template <class F> auto step_with_cache(const char* form, const typename F::Options& o, const typename F::Parameters& p, const typename F::Inputs& in,
+                                        const KVCache& past) {
   if constexpr (requires { o.causal; }) TORCH_CHECK_VALUE(o.causal, form, "_step: causal must be True for the form to stream, got False");
   typename F::Inputs whole = in;
   KVCache next = past.then(in.k, in.v);
   whole.k = next.k;
   whole.v = next.v;
-  return {F::forward(o, p, whole), std::move(next)};
+  return std::pair(F::forward(o, p, whole), std::move(next));
 }
 
 }  // namespace foveate::layers

@@ -4,7 +4,7 @@
 //
 // A query that sees nothing gets out 0 and lse -inf, and passes no gradient.
 #pragma once
-#include <foveate/tensor.h>
+#include <foveate/pattern.h>
 
 namespace foveate::ops {
 
@@ -18,9 +18,15 @@ struct ScoreBias {
   Size origin = 0;              ///< the index of delta = 0
 };
 
+/// What a query has before it meets the first key: one key more, of this score and value. A score of 0 with the value 0 is a null key.
+struct Start {
+  Tensor logit;                 ///< broadcastable to [B,H,N]
+  optional<Tensor> value = {};  ///< broadcastable to [B,H,N,Dv]; default 0
+};
+
 struct Attention {
   optional<Tensor> mask = {};         ///< bool, broadcastable to [B,H,N,M], True where a key takes part
-  optional<Tensor> key_mask = {};     ///< bool [B,M], True where a key takes part
+  optional<Tensor> key_mask = {};     ///< bool [B,M], True where a key takes part; tiles of 64 keys that do not cost nothing
   optional<Tensor> key_lengths = {};  ///< int [B]: keys beyond them take no part
   bool causal = false;                ///< hides j > i + offset
   optional<int64_t> window = {};      ///< hides j <= i + offset - window
@@ -29,7 +35,13 @@ struct Attention {
   ScoreBias position = {};
   optional<Size> offset = {};          ///< where query 0 stands among the keys; default M - N: the last query meets the last key
   optional<Tensor> dropout_keep = {};  ///< bool [B,H,N,M]: the draw of dropout, True where a probability is kept
-  double dropout = 0;                  ///< probability of dropping, in [0,1)
+  double dropout = 0;                  ///< probability of dropping, in [0,1); nothing is dropped where neither a draw nor a seed is given
+  optional<Tensor> dropout_seed = {};  ///< int []: the draw depends on it and on b, h, i, j alone
+  optional<double> softcap = {};       ///< scaled products become softcap tanh(product / softcap), before biases
+  optional<Start> start = {};
+  optional<Tensor> query_mask = {};  ///< bool [B,N], False where a query gets zeros; tiles of 64 such queries cost nothing
+  optional<Tensor> q_index = {};     ///< int [B or 1,H or 1,N']: which query stands at each place in line, -1 none; out and lse are in line
+  optional<Tensor> k_index = {};     ///< int [B or 1,Hk or 1,M']: which key stands at each place, -1 none; masks of keys stay by key
 };
 
 struct Attended {
@@ -39,6 +51,13 @@ struct Attended {
 
 /// q [B,H,N,D], k [B,Hk,M,D], v [B,Hk,M,Dv]; Hk divides H (grouped-query attention).
 FOVEATE_API Attended attention(const Tensor& q, const Tensor& k, const Tensor& v, const Attention& options = {});
+
+/// A seed for dropout, from the global generator.
+FOVEATE_API Tensor draw_seed(const Tensor& like);
+
+/// What attention and sparse_attention share: checks, defaults, the primitive. An empty expression shows every key.
+Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const patterns::Pattern& pattern,
+                        const Attention& options);
 
 /// key_mask and key_lengths as one bool [B,M], or nothing where every key takes part.
 FOVEATE_API optional<Tensor> visible_keys(const Tensor& k, const optional<Tensor>& key_mask, const optional<Tensor>& key_lengths);

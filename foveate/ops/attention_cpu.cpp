@@ -1,216 +1,278 @@
 // attention on the softmax engine: from tensors to the engine's arguments, tasks spread over threads.
 #include <foveate/attention_cpu.h>
 
-#include "kernels/dispatch.h"
 #include "kernels/softmax.h"
 
-#include <ATen/Parallel.h>
-#include <foveate/attention_formula.h>
+#include <foveate/pattern_tiles.h>
+#include <foveate/prepared.h>
 
 namespace foveate::ops {
 namespace {
 
 using kernels::key_tile;
 using kernels::query_tile;
-using kernels::run_distances;
-using kernels::run_tiles;
 using kernels::tiles_of;
+
+constexpr int64_t enough_tasks = 16;  // for any machine; a constant, since the order of summation must not depend on threads
 
 template <class scalar> const kernels::SoftmaxEngine<scalar>& engine() {
   if constexpr (std::is_same_v<scalar, double>) return *cpu_kernels().softmax_double;
   else return *cpu_kernels().softmax_float;
 }
 
-/// Tensors of a call as the engine wants them: of its type, contiguous in the last dimension. They keep the memory alive.
-struct Prepared {
-  Tensor q, k, v, bias, mask, key_mask, slopes, table, row_query, rows_across, value_rows;
-};
-
-template <class scalar> kernels::Rows<const scalar> rows(const Tensor& t) {
-  return {.data = t.const_data_ptr<scalar>(), .batch = t.stride(0), .head = t.stride(1), .row = t.stride(2)};
-}
-
-template <class T> kernels::Plane<T> plane(const Tensor& t, at::IntArrayRef shape) {
-  if (!t.defined()) return {};
-  const Tensor whole = t.expand(shape);
-  return {.data = static_cast<const T*>(t.const_data_ptr()),
+template <class T> kernels::Plane<T> plane(const optional<Tensor>& t, at::IntArrayRef shape) {
+  if (!t) return {};
+  const Tensor whole = t->expand(shape);
+  return {.data = static_cast<T*>(const_cast<void*>(whole.const_data_ptr())),  // NOLINT: T is const where it is read only
           .batch = whole.stride(0),
           .head = whole.stride(1),
           .row = whole.stride(2),
           .column = whole.stride(3)};
 }
 
-int64_t padded(int64_t width, int64_t vector) { return (width + vector - 1) / vector * vector; }
+/// The tensors of a call as the engine wants them, and its arguments, which point into them.
+template <class scalar> struct Prepared : Alive {
+  const kernels::SoftmaxEngine<scalar>& run = engine<scalar>();
+  kernels::Softmax<scalar> a{};
 
-Tensor last_contiguous(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous(); }
-
-Prepared prepare(const AttentionArguments& c, int64_t vector) {
-  const auto type = accumulation_type(c.q.scalar_type());
-  const auto exact = [&](const optional<Tensor>& t) { return t ? t->to(type) : Tensor(); };
-  Prepared p{.q = last_contiguous(c.q.to(type)), .k = last_contiguous(c.k.to(type)), .v = last_contiguous(c.v.to(type))};
-  p.bias = exact(c.bias);
-  p.mask = c.mask.value_or(Tensor());
-  p.key_mask = c.key_mask ? c.key_mask->contiguous() : Tensor();
-  p.slopes = c.slopes ? exact(c.slopes).contiguous() : Tensor();
-  p.table = c.table ? exact(c.table).contiguous() : Tensor();
-  if (c.rows) {
-    p.row_query = c.row_query ? last_contiguous(exact(c.row_query)) : p.q;
-    p.rows_across = (exact(c.rows).transpose(-1, -2) * c.scale).contiguous();
+  explicit Prepared(const AttentionArguments& c) : Alive(c.q) {
+    const Tensor q = kept(last_contiguous(c.q)), k = kept(last_contiguous(c.k)), v = kept(last_contiguous(c.v));
+    a.B = q.size(0);
+    a.H = q.size(1);
+    a.Hk = k.size(1);
+    a.N = queries_of(c).expect_int();
+    a.M = keys_of(c).expect_int();
+    a.key_rows = k.size(2);
+    a.D = q.size(3);
+    a.Dv = v.size(3);
+    a.q = in_line(q, c.q_index);
+    a.k = in_line(k, c.k_index);
+    a.v = in_line(v, c.k_index);
+    a.scale = static_cast<scalar>(c.scale);
+    a.softcap = static_cast<scalar>(c.softcap.value_or(0));
+    a.offset = c.offset.expect_int();
+    a.causal = c.causal;
+    a.window = c.window.value_or(0);
+    const std::array<int64_t, 4> all{a.B, a.H, a.N, a.M};
+    a.bias = plane<const scalar>(exact(c.bias), all);
+    a.mask = plane<const unsigned char>(c.mask, all);
+    if (c.key_mask) {
+      a.key_mask = bytes(c.key_mask);
+      if (!c.k_index) a.seen_tiles = some_in_tiles(*c.key_mask);
+    }
+    a.query_mask = bytes(c.query_mask);
+    a.slopes = numbers<scalar>(c.slopes);
+    a.origin = c.origin.expect_int();
+    if (c.table) a.table = {.length = c.table->size(1), .heads = c.table->size(0), .along = numbers<scalar>(c.table), .across = nullptr};
+    if (c.rows) {
+      a.rows = by_distance(*exact(c.rows));
+      a.row_query = in_line(kept(last_contiguous(c.row_query.value_or(c.q))), c.q_index);
+    }
+    if (c.value_rows) a.value_rows = by_distance(*exact(c.value_rows));
+    a.keep = plane<const unsigned char>(c.dropout_keep, all);
+    if (c.dropout_seed) {
+      a.drawn = true;
+      a.seed = static_cast<unsigned>(c.dropout_seed->item<int64_t>());
+      a.threshold = static_cast<unsigned>(c.dropout * 4294967296.0);
+    }
+    a.kept_share = static_cast<scalar>(1 / (1 - c.dropout));
+    a.splits = 1;
+    if (!c.pattern.empty()) see(pattern_tiles({c.pattern, c.tables}, a.H, a.N, a.M, a.offset));
   }
-  if (c.value_rows) p.value_rows = at::constant_pad_nd(exact(c.value_rows), {0, padded(c.v.size(3), vector) - c.v.size(3)}).contiguous();
-  return p;
+
+  int64_t key_tiles() const { return tiles_of(a.M, key_tile); }
+  int64_t deep() const { return padded(a.D, run.vector); }
+  int64_t wide() const { return padded(a.Dv, run.vector); }
+
+  scalar* room(int64_t count) { return Alive::room<scalar>({count}); }
+
+  void pack(bool backward) {
+    const int64_t tiles = a.B * a.Hk * key_tiles();
+    a.keys_across = room(tiles * a.D * key_tile);
+    a.values = room(tiles * key_tile * wide());
+    if (backward) {
+      a.values_across = room(tiles * a.Dv * key_tile);
+      a.keys = room(tiles * key_tile * deep());
+    }
+    at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
+  }
+
+  template <class F> void in_parallel(int64_t first, int64_t last, int64_t scratch, const F& f) const {
+    Alive::in_parallel<scalar>(a, first, last, scratch, f);
+  }
+
+ private:
+  std::shared_ptr<const PatternTiles> pattern_;
+
+  /// Which tiles of keys hold one that takes part: [B,tiles].
+  const unsigned char* some_in_tiles(const Tensor& mask) {
+    const Tensor whole = at::constant_pad_nd(mask, {0, key_tiles() * key_tile - a.M}, false);
+    return static_cast<const unsigned char*>(kept(whole.view({a.B, key_tiles(), key_tile}).any(2)).const_data_ptr());
+  }
+
+  kernels::Rows in_line(const Tensor& t, const optional<Tensor>& index) {
+    kernels::Rows found = rows(t);
+    if (!index) return found;
+    const Tensor whole = kept(index->contiguous());
+    found.index = whole.const_data_ptr<int64_t>();
+    found.index_batch = whole.size(0) > 1 ? whole.stride(0) : 0;
+    found.index_head = whole.size(1) > 1 ? whole.stride(1) : 0;
+    return found;
+  }
+
+  kernels::ByDistance<scalar> by_distance(const Tensor& table) {  // [heads,length,width]
+    const int64_t width = table.size(2);
+    return {.length = table.size(1),
+            .heads = table.size(0),
+            .along = numbers<scalar>(at::constant_pad_nd(table, {0, padded(width, run.vector) - width})),
+            .across = numbers<scalar>(table.transpose(1, 2))};
+  }
+
+  void see(std::shared_ptr<const PatternTiles> pattern) {
+    pattern_ = std::move(pattern);
+    a.tile_start = pattern_->start.data();
+    a.tiles = pattern_->tiles.data();
+    a.tile_mask = pattern_->mask.data();
+    a.pattern_heads = pattern_->heads;
+    a.mask_height = pattern_->height;
+    a.masks = pattern_->masks.data();
+    a.chunks = pattern_->chunks.data();
+  }
+};
+
+/// How many parts to split the keys into, so that few tasks become enough: each part a thousand keys or more.
+int64_t splits(int64_t tasks, int64_t keys) {
+  return std::clamp<int64_t>(std::min(enough_tasks / std::max<int64_t>(1, tasks), keys / 1024), 1, enough_tasks);
 }
 
-template <class scalar> kernels::Softmax<scalar> arguments(const AttentionArguments& c, const Prepared& p) {
-  const int64_t B = p.q.size(0), H = p.q.size(1), N = p.q.size(2), M = p.k.size(2);
-  return {.B = B,
-          .H = H,
-          .Hk = p.k.size(1),
-          .N = N,
-          .M = M,
-          .D = p.q.size(3),
-          .Dv = p.v.size(3),
-          .q = rows<scalar>(p.q),
-          .k = rows<scalar>(p.k),
-          .v = rows<scalar>(p.v),
-          .scale = static_cast<scalar>(c.scale),
-          .offset = c.offset,
-          .causal = c.causal,
-          .window = c.window.value_or(0),
-          .bias = plane<scalar>(p.bias, {B, H, N, M}),
-          .mask = plane<unsigned char>(p.mask, {B, H, N, M}),
-          .key_mask = p.key_mask.defined() ? static_cast<const unsigned char*>(p.key_mask.const_data_ptr()) : nullptr,
-          .slopes = p.slopes.defined() ? p.slopes.const_data_ptr<scalar>() : nullptr,
-          .table = p.table.defined() ? p.table.const_data_ptr<scalar>() : nullptr,
-          .table_length = c.table        ? c.table->size(1)
-                          : c.rows       ? c.rows->size(-2)
-                          : c.value_rows ? c.value_rows->size(-2)
-                                         : 0,
-          .origin = c.origin,
-          .row_query = c.rows ? rows<scalar>(p.row_query) : kernels::Rows<const scalar>{},
-          .rows_across = c.rows ? p.rows_across.const_data_ptr<scalar>() : nullptr,
-          .row_heads = c.rows ? c.rows->size(0) : 0,
-          .value_rows = c.value_rows ? p.value_rows.const_data_ptr<scalar>() : nullptr,
-          .value_row_heads = c.value_rows ? c.value_rows->size(0) : 0,
-          .tile_start = c.pattern ? c.pattern->start.data() : nullptr,
-          .tiles = c.pattern ? c.pattern->tiles.data() : nullptr,
-          .tile_mask = c.pattern ? c.pattern->mask.data() : nullptr,
-          .pattern_heads = c.pattern ? c.pattern->heads : 0,
-          .masks = c.pattern ? c.pattern->masks.data() : nullptr};
-}
-
-/// Spreads tasks over threads, each with scratch of its own.
-template <class scalar, class F> void in_parallel(int64_t tasks, int64_t scratch, const Tensor& like, const F& f) {
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    const Tensor room = at::empty({scratch}, like.options());
-    f(begin, end, room.mutable_data_ptr<scalar>());
-  });
-}
-
-template <class scalar> std::tuple<Tensor, Tensor> forward(const AttentionArguments& c) {
-  const auto& run = engine<scalar>();
-  const Prepared p = prepare(c, run.vector);
-  auto a = arguments<scalar>(c, p);
-  const int64_t tiles = tiles_of(a.M, key_tile), wide = padded(a.Dv, run.vector);
-  Tensor out = at::empty({a.B, a.H, a.N, a.Dv}, p.q.options()), lse = at::empty({a.B, a.H, a.N}, p.q.options());
-  const Tensor keys_across = at::empty({a.B * a.Hk * tiles * a.D * key_tile}, p.q.options());
-  const Tensor values = at::empty({a.B * a.Hk * tiles * key_tile * wide}, p.q.options());
-  a.keys_across = keys_across.mutable_data_ptr<scalar>();
-  a.values = values.mutable_data_ptr<scalar>();
-  a.out = out.mutable_data_ptr<scalar>();
-  a.lse = lse.mutable_data_ptr<scalar>();
-  at::parallel_for(0, a.B * a.Hk * tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
-  const int64_t by_distance = a.rows_across || a.value_rows ? run_distances * (std::max<int64_t>(a.D, wide) + query_tile) : 0;
-  const int64_t scratch = query_tile * (run_tiles * key_tile + wide + 2) + by_distance;
-  in_parallel<scalar>(a.B * a.H * tiles_of(a.N, query_tile), scratch, p.q,
-                      [&](int64_t begin, int64_t end, scalar* room) { run.forward(a, begin, end, room); });
+template <class scalar> OutAndLse forward(const AttentionArguments& c) {
+  Prepared<scalar> p(c);
+  auto& a = p.a;
+  const bool few = a.N <= kernels::few_rows && a.N * (a.H / a.Hk) <= query_tile && !c.rows && !c.value_rows;
+  const int64_t tasks = few ? a.B * a.Hk : a.B * a.H * tiles_of(a.N, query_tile);
+  if (!a.tile_start) a.splits = splits(tasks, a.M);
+  const Tensor outs = at::empty({a.splits, a.B, a.H, a.N, a.Dv}, p.options), lses = at::empty({a.splits, a.B, a.H, a.N}, p.options);
+  a.out = outs.mutable_data_ptr<scalar>();
+  a.lse = lses.mutable_data_ptr<scalar>();
+  if (!few) p.pack(false);
+  p.in_parallel(0, tasks * a.splits, few ? p.run.few_room(a) : p.run.forward_room(a), few ? p.run.few : p.run.forward);
+  if (a.splits == 1) return {outs[0].to(c.q.scalar_type()), lses[0]};
+  const auto [out, lse] = primitive<OutAndLse(const Tensor&, const Tensor&)>("foveate::_merge_attention").call(outs, lses);
   return {out.to(c.q.scalar_type()), lse};
 }
 
+/// The gradient of a bias while it is summed: [slots,b,h,n,m] as the bias is broadcast.
+struct BiasGradient {
+  Tensor sums;
+  bool heads_meet = false;  // tasks of different heads would add to the same numbers
+};
+
+template <class scalar> BiasGradient bias_gradient(Prepared<scalar>& p, const Tensor& bias) {
+  auto& a = p.a;
+  std::vector<int64_t> shape(static_cast<std::size_t>(4 - bias.dim()), 1);
+  shape.insert(shape.end(), bias.sizes().begin(), bias.sizes().end());
+  const bool parts_meet = shape[2] == 1 && a.N > 1;
+  BiasGradient d{.heads_meet = (shape[0] == 1 && a.B > 1) || (shape[1] == 1 && a.H > 1)};
+  shape.insert(shape.begin(), parts_meet ? a.parts : 1);
+  d.sums = at::zeros(shape, p.options);
+  a.d_bias = plane<scalar>(d.sums[0], {a.B, a.H, a.N, a.M});
+  a.d_bias_part = parts_meet ? d.sums.stride(0) : 0;
+  return d;
+}
+
 template <class scalar> std::vector<Tensor> backward(const Backward& call, const AttentionArguments& c) {
-  const auto& run = engine<scalar>();
-  const Prepared p = prepare(c, run.vector);
-  auto a = arguments<scalar>(c, p);
-  const auto options = p.q.options();
-  const int64_t tiles = tiles_of(a.M, key_tile), wide = padded(a.Dv, run.vector), deep = padded(a.D, run.vector), heads = a.B * a.Hk;
-  // Enough tasks for any machine, but a number that only the shape decides: the order of summation must not depend on threads.
-  constexpr int64_t enough = 16;
-  a.parts = std::clamp<int64_t>(enough / std::max<int64_t>(1, heads), 1, std::max<int64_t>(1, tiles_of(a.N, query_tile)));
-  const auto room = [&](int64_t count) { return at::empty({count}, options); };
-  const Tensor keys_across = room(heads * tiles * a.D * key_tile), values_across = room(heads * tiles * a.Dv * key_tile);
-  const Tensor keys = room(heads * tiles * key_tile * deep), values = room(heads * tiles * key_tile * wide);
-  const Tensor d_k = at::zeros({a.parts, a.B, a.Hk, tiles * key_tile, deep}, options),
-               d_v = at::zeros({a.parts, a.B, a.Hk, tiles * key_tile, wide}, options);
-  const Tensor out = call.results[0].to(p.q.scalar_type()).contiguous(), lse = call.results[1].contiguous();
-  const Tensor d_out = call.gradients[0].defined() ? last_contiguous(call.gradients[0].to(p.q.scalar_type())) : at::zeros_like(out);
+  Prepared<scalar> p(c);
+  auto& a = p.a;
+  // Which tensors want a gradient, in the order of the arguments.
+  std::size_t next = 0;
+  const auto wanted = [&](const optional<Tensor>& t) { return t && call.wanted[next++]; };
+  const bool q = wanted(c.q), k = wanted(c.k), v = wanted(c.v);
+  next += c.tables.size();
+  for (const auto* t : {&c.mask, &c.key_mask, &c.query_mask}) static_cast<void>(wanted(*t));
+  const bool bias = wanted(c.bias), slopes = wanted(c.slopes), table = wanted(c.table), rows_too = wanted(c.rows), row_query = wanted(c.row_query),
+             value_rows = wanted(c.value_rows);
+
+  const int64_t heads = a.B * a.Hk, tiles = p.key_tiles(), deep = p.deep(), wide = p.wide();
+  a.parts = std::clamp<int64_t>(enough_tasks / std::max<int64_t>(1, heads), 1, std::max<int64_t>(1, tiles_of(a.N, query_tile)));
+  BiasGradient d_bias;
+  if (bias) {
+    d_bias = bias_gradient(p, *c.bias);
+    if (d_bias.heads_meet) {  // one head after another, each in as many parts as there may be
+      a.parts = std::clamp<int64_t>(enough_tasks, 1, tiles_of(a.N, query_tile));
+      d_bias = bias_gradient(p, *c.bias);
+    }
+  }
+  p.pack(true);
+  const Tensor out = call.results[0].to(p.options.dtype()).contiguous(), lse = call.results[1].contiguous();
+  const Tensor d_out = call.gradients[0].defined() ? last_contiguous(call.gradients[0]) : at::zeros_like(out);
   const Tensor d_lse = call.gradients[1].defined() ? call.gradients[1].contiguous() : Tensor();
-  Tensor d_q = at::empty({a.B, a.H, a.N, a.D}, options);
-  a.keys_across = keys_across.mutable_data_ptr<scalar>();
-  a.values_across = values_across.mutable_data_ptr<scalar>();
-  a.keys = keys.mutable_data_ptr<scalar>();
-  a.values = values.mutable_data_ptr<scalar>();
-  a.out = const_cast<scalar*>(out.const_data_ptr<scalar>());  // read only in the backward
-  a.lse = const_cast<scalar*>(lse.const_data_ptr<scalar>());
-  a.d_out = rows<scalar>(d_out);
+  a.out = const_cast<scalar*>(out.const_data_ptr<scalar>());  // NOLINT: read only in the backward
+  a.lse = const_cast<scalar*>(lse.const_data_ptr<scalar>());  // NOLINT
+  a.d_out = rows(d_out);
   a.d_lse = d_lse.defined() ? d_lse.const_data_ptr<scalar>() : nullptr;
-  a.d_q = d_q.mutable_data_ptr<scalar>();
-  a.d_k_parts = d_k.mutable_data_ptr<scalar>();
-  a.d_v_parts = d_v.mutable_data_ptr<scalar>();
-  at::parallel_for(0, heads * tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
-  const int64_t scratch = query_tile * (2 * run_tiles * key_tile + wide + 2 * deep + 1);
-  in_parallel<scalar>(heads * a.parts, scratch, p.q, [&](int64_t begin, int64_t end, scalar* task_room) { run.backward(a, begin, end, task_room); });
-  const auto gather = [&](const Tensor& parts, int64_t width) {
-    return (a.parts == 1 ? parts[0] : parts.sum(0)).narrow(2, 0, a.M).narrow(3, 0, width).to(c.q.scalar_type()).contiguous();
+
+  const auto sums = [&](bool want, scalar*& to, at::IntArrayRef shape) {
+    Tensor zero = want ? at::zeros(shape, p.options) : Tensor();
+    to = want ? zero.mutable_data_ptr<scalar>() : nullptr;
+    return zero;
+  };
+  const Tensor d_q = sums(true, a.d_q, {a.B, a.H, a.N, a.D});
+  const Tensor d_row_query = sums(row_query || (q && c.rows && !c.row_query), a.d_row_query, {a.B, a.H, a.N, a.D});
+  const Tensor d_k = sums(true, a.d_k, {a.parts, a.B, a.Hk, tiles * key_tile, deep});
+  const Tensor d_v = sums(true, a.d_v, {a.parts, a.B, a.Hk, tiles * key_tile, wide});
+  const Tensor d_slopes = sums(slopes, a.d_slopes, {a.parts, a.B, a.H});
+  const Tensor d_table = sums(table, a.d_table, {a.parts, a.B, a.H, a.table.length});
+  const Tensor d_rows = sums(rows_too, a.d_rows, {a.parts, a.B, a.H, a.rows.length, deep});
+  const Tensor d_value_rows = sums(value_rows, a.d_value_rows, {a.parts, a.B, a.H, a.value_rows.length, wide});
+
+  const int64_t scratch = p.run.backward_room(a);
+  if (d_bias.heads_meet) {
+    for (int64_t head = 0; head < heads; ++head) p.in_parallel(head * a.parts, (head + 1) * a.parts, scratch, p.run.backward);
+  } else {
+    p.in_parallel(0, heads * a.parts, scratch, p.run.backward);
+  }
+
+  const auto of_keys = [&](const Tensor& parts, int64_t width) {
+    return (a.parts == 1 ? parts[0] : parts.sum(0)).narrow(2, 0, a.M).narrow(3, 0, width);
+  };
+  const auto of_tables = [&](const Tensor& parts, const Tensor& t) {  // [parts,B,H,...] -> [H or 1,...]
+    const Tensor by_head = parts.sum(at::IntArrayRef{0, 1});
+    const Tensor summed = t.size(0) == 1 ? by_head.sum(0, true) : by_head;
+    return t.dim() == 3 ? summed.narrow(2, 0, t.size(2)) : summed;
+  };
+  const auto out_of_line = [](const Tensor& d, const optional<Tensor>& index, const Tensor& like) {  // to the rows that stood there
+    if (!index) return d;
+    const Tensor place = index->clamp_min(0).expand({d.size(0), d.size(1), -1}).unsqueeze(3).expand_as(d);
+    return at::zeros(like.sizes(), d.options()).scatter_add(2, place, d * (*index >= 0).unsqueeze(3));
   };
   std::vector<Tensor> found;
-  if (call.wanted[0]) found.push_back(d_q.to(c.q.scalar_type()));
-  if (call.wanted[1]) found.push_back(gather(d_k, a.D));
-  if (call.wanted[2]) found.push_back(gather(d_v, a.Dv));
+  const auto give = [&](bool want, const Tensor& like, const auto& gradient) {
+    if (want) found.push_back(gradient().to(like.scalar_type()).contiguous());
+  };
+  give(q, c.q, [&] { return out_of_line(c.rows && !c.row_query ? d_q + d_row_query : d_q, c.q_index, c.q); });
+  give(k, c.k, [&] { return out_of_line(of_keys(d_k, a.D), c.k_index, c.k); });
+  give(v, c.v, [&] { return out_of_line(of_keys(d_v, a.Dv), c.k_index, c.v); });
+  if (bias) give(true, *c.bias, [&] { return d_bias.sums.sum(0).view(c.bias->sizes()); });
+  if (slopes) give(true, *c.slopes, [&] { return of_tables(d_slopes, *c.slopes); });
+  if (table) give(true, *c.table, [&] { return of_tables(d_table, *c.table); });
+  if (rows_too) give(true, *c.rows, [&] { return of_tables(d_rows, *c.rows); });
+  if (row_query) give(true, *c.row_query, [&] { return out_of_line(d_row_query, c.q_index, *c.row_query); });
+  if (value_rows) give(true, *c.value_rows, [&] { return of_tables(d_value_rows, *c.value_rows); });
   return found;
 }
 
-/// What the engine does not do yet goes by the formula: dropout, tables of different length, and gradients through rows.
-bool on_the_engine(const AttentionArguments& c) {
-  const auto length = [](const optional<Tensor>& table) { return table ? table->size(-2) : -1; };
-  const bool one_table = !c.value_rows || !c.rows || length(c.rows) == length(c.value_rows);
-  return one_table && !(c.table && (c.rows || c.value_rows)) && !c.dropout_keep && c.q.numel() > 0 && c.k.numel() > 0 && c.v.numel() > 0;
-}
+bool empty(const AttentionArguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0 || queries_of(c) == 0 || keys_of(c) == 0; }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> engine_forward(const AttentionArguments& c) {
+OutAndLse attention_cpu(const AttentionArguments& c) {
+  if (empty(c)) return attention_formula(c);
   return c.q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
 }
 
-std::vector<Tensor> engine_backward(const Backward& call, const AttentionArguments& c) {
+Gradients attention_backward_cpu(const Backward& call, const AttentionArguments& c) {
+  if (empty(c)) return std::nullopt;
   return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
-}
-
-std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& mask,
-                                         const optional<Tensor>& key_mask, const optional<Tensor>& bias, const optional<Tensor>& slopes,
-                                         const optional<Tensor>& table, const optional<Tensor>& rows, const optional<Tensor>& row_query,
-                                         const optional<Tensor>& value_rows, const optional<Tensor>& dropout_keep, Size offset, Size origin,
-                                         optional<int64_t> window, bool causal, double scale, double dropout) {
-  const AttentionArguments c{
-      q,      k,      v,    mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(),
-      window, causal, scale};
-  if (!on_the_engine(c)) {
-    return attention_formula(q, k, v, mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset, origin, window, causal,
-                             scale, dropout);
-  }
-  return engine_forward(c);
-}
-
-Gradients attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> mask, optional<Tensor> key_mask,
-                                 optional<Tensor> bias, optional<Tensor> slopes, optional<Tensor> table, optional<Tensor> rows,
-                                 optional<Tensor> row_query, optional<Tensor> value_rows, optional<Tensor> dropout_keep, Size offset, Size origin,
-                                 optional<int64_t> window, bool causal, double scale, double) {
-  const AttentionArguments c{
-      q,      k,      v,    mask, key_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, offset.expect_int(), origin.expect_int(),
-      window, causal, scale};
-  const bool more = std::any_of(call.wanted.begin() + 3, call.wanted.end(), [](bool w) { return w; });  // of biases and tables
-  if (more || rows || value_rows || !on_the_engine(c)) return std::nullopt;
-  return engine_backward(call, c);
 }
 
 }  // namespace foveate::ops

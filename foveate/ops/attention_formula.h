@@ -1,8 +1,8 @@
-// The portable formula of attention, and the pieces of it that sparse_attention shares.
+// The portable formula of attention, dense and by the blocks of a pattern.
 #pragma once
-#include <foveate/tensor.h>
+#include <foveate/attention_arguments.h>
 
-#include <tuple>
+#include <functional>
 
 namespace foveate::ops {
 
@@ -19,10 +19,25 @@ struct Softmax {
 };
 Softmax safe_softmax(const Tensor& scores);
 
-std::tuple<Tensor, Tensor> attention_formula(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& mask,
-                                             const optional<Tensor>& key_mask, const optional<Tensor>& bias, const optional<Tensor>& slopes,
-                                             const optional<Tensor>& table, const optional<Tensor>& rows, const optional<Tensor>& row_query,
-                                             const optional<Tensor>& value_rows, const optional<Tensor>& dropout_keep, Size offset, Size origin,
-                                             optional<int64_t> window, bool causal, double scale, double dropout);
+/// Some of the scores [B,H,N,M], laid out in any way: whose they are, each broadcastable to them.
+struct Scores {
+  Tensor products;                                   // [...,n,m] scale q.k
+  Tensor b, head, i, j;                              // int: batch row, head, query, key of each score
+  Tensor row_query;                                  // [...,n,D] in the same layout, undefined where there are no rows
+  std::function<Tensor(const Tensor&)> of_all;       // what is broadcastable to [B,H,N,M] -> to `products`
+  std::function<Tensor(const Tensor&)> of_all_keys;  // what is [B,M] -> to `products`
+  optional<Tensor> seen = {};                        // bool
+};
+
+/// From scores to probabilities: biases, masks, softmax, dropout.
+Softmax weigh(const AttentionArguments& c, const Scores& scores);
+
+/// out [...,n,Dv] with what c.value_rows adds to it.
+Tensor plus_value_rows(const AttentionArguments& c, const Scores& scores, const Tensor& probabilities, const Tensor& out);
+
+OutAndLse attention_formula(const AttentionArguments& c);
+
+/// Where c.pattern is not empty.
+OutAndLse sparse_attention_formula(const AttentionArguments& c);
 
 }  // namespace foveate::ops

@@ -2,6 +2,7 @@
 
 #include <foveate/attention.h>
 #include <foveate/attention_formula.h>
+#include <foveate/linear_attention_cpu.h>
 #include <foveate/linear_attention_formula.h>
 #include <foveate/op.h>
 
@@ -30,7 +31,10 @@ void check(const char* name, const char* letters, const Tensor& t, std::initiali
 FOVEATE_OP(linear_attention,
            "_linear_attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor? log_decay, Tensor? state, Tensor? key_sum, SymInt offset, "
            "bool causal, str normalizer, float eps) -> (Tensor out, Tensor state, Tensor key_sum)",
-           {.formula = &linear_attention_formula, .meta = &linear_attention_meta})
+           {.formula = &linear_attention_formula,
+            .meta = &linear_attention_meta,
+            .cpu = &linear_attention_cpu,
+            .cpu_backward = &linear_attention_backward_cpu})
 
 LinearAttended linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const LinearAttention& o) {
   check_qkv("linear_attention", q, k, v);

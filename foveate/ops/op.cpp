@@ -204,10 +204,9 @@ std::string backward_schema(const std::string& schema) {
 
 }  // namespace
 
-int add(const char* schema_text, Parts parts) {
+int add(const std::string& schema, Parts parts) {
   static torch::Library library(torch::Library::FRAGMENT, "foveate", std::nullopt, __FILE__, __LINE__);
   using Key = c10::DispatchKey;
-  const std::string schema(schema_text);
   const Names names(schema);
   const auto implement = [&](const std::string& name, Key key, torch::CppFunction function) {
     library.impl(name.c_str(), torch::dispatch(key, std::move(function)));

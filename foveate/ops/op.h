@@ -9,6 +9,7 @@
 // Gradients of gradients differentiate the formula. A public function ops::x checks its arguments and calls foveate::_x.
 #pragma once
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <foveate/contract.h>
 #include <foveate/tensor.h>
 #include <torch/library.h>
 
@@ -22,8 +23,42 @@ namespace foveate::ops {
 /// A plain function that can be registered under several keys.
 struct Kernel {
   std::function<torch::CppFunction()> make;
+  Kernel() = default;
   template <class F> Kernel(F* f) : make([f]() { return torch::CppFunction(f); }) {}  // NOLINT(google-explicit-constructor): Parts reads as a list
 };
+
+template <class Arguments> Arguments read_struct(const c10::IValue* values) {
+  Arguments arguments{};
+  registry::Read read{values};
+  arguments.fields(read);
+  return arguments;
+}
+
+/// A kernel that takes its arguments as one struct, listed by its fields(): for primitives with more of them than a function should have.
+template <auto f> struct Structured;
+template <class Result, class Arguments, Result (*f)(const Arguments&)> struct Structured<f> {
+  static void boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+    const std::size_t count = op.schema().arguments().size();
+    auto result = f(read_struct<Arguments>(stack->data() + stack->size() - count));
+    torch::jit::drop(*stack, count);
+    std::apply([&](auto&&... one) { (stack->emplace_back(std::move(one)), ...); }, std::move(result));
+  }
+};
+template <auto f> Kernel structured() {
+  Kernel kernel;
+  kernel.make = [] { return torch::CppFunction::makeFromBoxedFunction<&Structured<f>::boxed>(); };
+  return kernel;
+}
+
+/// The schema of a primitive whose arguments are a struct: "_x(Tensor q, Tensor? bias=None, ...)".
+template <class Arguments> std::string schema_of(const std::string& name) {
+  std::string text;
+  for (const auto& field : registry::describe<Arguments>(name)) {
+    const std::string value = field.type.ends_with('?') ? "None" : field.value;
+    text += (text.empty() ? "" : ", ") + field.type + " " + field.name + (value.empty() ? "" : "=" + value);
+  }
+  return name + "(" + text + ")";
+}
 
 /// One call of `_x_backward`: gradients of the results (undefined where absent), the results, which gradients are wanted (one flag
 /// for each tensor among the arguments, lists opened), and the arguments of the primitive. The wanted gradients are returned in order.
@@ -44,6 +79,10 @@ struct BackwardKernel {
       }(std::index_sequence_for<A...>());
     };
   }
+  template <class Arguments> requires registry::Group<Arguments>
+  BackwardKernel(Gradients (*f)(const Backward&, const Arguments&)) {  // NOLINT(google-explicit-constructor): Parts reads as a list
+    run = [f](const Backward& call) { return f(call, read_struct<Arguments>(call.arguments.data())); };
+  }
 };
 
 struct Parts {
@@ -54,7 +93,15 @@ struct Parts {
 };
 
 /// Registers the operators of `_x`; `schema` is that of `_x`, without aliases. Stands once per primitive, in its .cpp file.
-int add(const char* schema, Parts parts);
+int add(const std::string& schema, Parts parts);
+
+/// Calls a primitive whose arguments are a struct; its results stay on the stack that is returned.
+template <class Arguments> torch::jit::Stack call(const char* name, Arguments arguments) {
+  torch::jit::Stack stack;
+  arguments.fields([&](std::string_view, auto& member, std::string_view, Role = Role::plain) { stack.emplace_back(std::move(member)); });
+  c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(stack);
+  return stack;
+}
 
 /// The typed handle of a registered primitive: `primitive<decltype(attention)>("foveate::_attention").call(...)`.
 template <class Signature> c10::TypedOperatorHandle<Signature> primitive(const char* name) {

@@ -2,6 +2,7 @@
 #include <foveate/linear_attention.h>
 #include <foveate/lowering.h>
 #include <foveate/merge_attention.h>
+#include <foveate/op.h>
 #include <foveate/rules.h>
 #include <foveate/sparse_attention.h>
 #include <torch/library.h>
@@ -14,13 +15,59 @@ std::tuple<Tensor, Tensor> public_merge_attention(const Tensor& outs, const Tens
   return {std::move(out), std::move(lse)};
 }
 
-std::tuple<Tensor, Tensor> public_sparse_attention(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern, at::TensorList tables,
-                                                   const optional<Tensor>& mask, const optional<Tensor>& key_mask,
-                                                   const optional<Tensor>& key_lengths, const optional<Tensor>& bias, optional<double> scale,
-                                                   optional<Size> offset) {
-  auto [out, lse] =
-      sparse_attention(q, k, v, {std::string(pattern), tables.vec()},
-                       {.mask = mask, .key_mask = key_mask, .key_lengths = key_lengths, .bias = bias, .scale = scale, .offset = std::move(offset)});
+/// sparse_attention's arguments: a pattern, and how much distance counts, in plain types.
+struct SparseAttentionArguments {
+  Tensor q, k, v;
+  std::string pattern;
+  std::vector<Tensor> tables;
+  optional<Tensor> mask, key_mask, query_mask, key_lengths, bias, slopes, table, rows, dropout_keep, dropout_seed, q_index, k_index;
+  optional<double> scale, softcap;
+  double dropout = 0;
+  Size origin = 0;
+  optional<Size> offset;
+
+  void fields(auto&& f) {
+    f("q", q, "queries");
+    f("k", k, "keys");
+    f("v", v, "values");
+    f("pattern", pattern, "an expression", Role::required);
+    f("tables", tables, "of the pattern");
+    f("mask", mask, "bool");
+    f("key_mask", key_mask, "bool");
+    f("query_mask", query_mask, "bool");
+    f("key_lengths", key_lengths, "int");
+    f("bias", bias, "added to scores");
+    f("slopes", slopes, "of distance");
+    f("table", table, "by distance, added to scores");
+    f("rows", rows, "by distance, scored by queries");
+    f("dropout_keep", dropout_keep, "bool");
+    f("dropout_seed", dropout_seed, "int");
+    f("q_index", q_index, "int");
+    f("k_index", k_index, "int");
+    f("scale", scale, "of scores");
+    f("softcap", softcap, "of scaled scores");
+    f("dropout", dropout, "probability");
+    f("origin", origin, "of tables");
+    f("offset", offset, "of queries among keys");
+  }
+};
+
+std::tuple<Tensor, Tensor> public_sparse_attention(const SparseAttentionArguments& c) {
+  auto [out, lse] = sparse_attention(c.q, c.k, c.v, {c.pattern, c.tables},
+                                     {.mask = c.mask,
+                                      .key_mask = c.key_mask,
+                                      .key_lengths = c.key_lengths,
+                                      .bias = c.bias,
+                                      .scale = c.scale,
+                                      .position = {.slopes = c.slopes, .table = c.table, .rows = c.rows, .origin = c.origin},
+                                      .offset = c.offset,
+                                      .dropout_keep = c.dropout_keep,
+                                      .dropout = c.dropout,
+                                      .dropout_seed = c.dropout_seed,
+                                      .softcap = c.softcap,
+                                      .query_mask = c.query_mask,
+                                      .q_index = c.q_index,
+                                      .k_index = c.k_index});
   return {std::move(out), std::move(lse)};
 }
 
@@ -67,10 +114,8 @@ std::tuple<Tensor, Tensor, Tensor> public_linear_attention(const Tensor& q, cons
 
 TORCH_LIBRARY_FRAGMENT(foveate, m) {
   m.def("merge_attention(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)", {at::Tag::pt2_compliant_tag});
-  m.def(
-      "sparse_attention(Tensor q, Tensor k, Tensor v, str pattern, Tensor[] tables, *, Tensor? mask=None, Tensor? key_mask=None, "
-      "Tensor? key_lengths=None, Tensor? bias=None, float? scale=None, SymInt? offset=None) -> (Tensor out, Tensor lse)",
-      {at::Tag::pt2_compliant_tag});
+  m.def(torch::schema((schema_of<SparseAttentionArguments>("sparse_attention") + " -> (Tensor out, Tensor lse)").c_str()),
+        {at::Tag::pt2_compliant_tag});
   m.def("pattern_to_dense(str pattern, Tensor[] tables, SymInt n, SymInt m, int? heads=None) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def(torch::schema("linear_attention(Tensor q, Tensor k, Tensor v, *, Tensor? key_mask=None, Tensor? key_lengths=None, Tensor? log_decay=None, "
                       "Tensor? state=None, Tensor? key_sum=None, bool causal=False, str normalizer=\"add\", float eps=1e-06, SymInt? offset=None) "
@@ -78,7 +123,7 @@ TORCH_LIBRARY_FRAGMENT(foveate, m) {
         {at::Tag::pt2_compliant_tag});
   for (const auto key : {c10::DispatchKey::CompositeImplicitAutograd, c10::DispatchKey::FuncTorchBatchedDecomposition}) {
     m.impl("merge_attention", torch::dispatch(key, &public_merge_attention));
-    m.impl("sparse_attention", torch::dispatch(key, &public_sparse_attention));
+    m.impl("sparse_attention", torch::dispatch(key, structured<&public_sparse_attention>().make()));
     m.impl("linear_attention", torch::dispatch(key, &public_linear_attention));
     m.impl("pattern_to_dense", torch::dispatch(key, &pattern_to_dense));
   }

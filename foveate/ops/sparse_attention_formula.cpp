@@ -10,7 +10,6 @@
 #include <foveate/attention_formula.h>
 #include <foveate/lowering.h>
 #include <foveate/rules.h>
-#include <foveate/sparse_attention_formula.h>
 
 #include <bit>
 #include <map>
@@ -47,14 +46,13 @@ Tensor tensor_of(c10::ArrayRef<int64_t> numbers, at::IntArrayRef shape, at::Devi
 }
 
 struct Problem {
+  const AttentionArguments& c;
   int64_t B, H, Hk, N, M, D, Dv;
   int64_t offset;
-  double scale;
   std::shared_ptr<const patterns::Rule> rule;
   std::vector<Tensor> tables;  // where the scores are
   std::shared_ptr<const BlockTable> blocks;
-  Tensor q, k, v;  // in units
-  optional<Tensor> key_mask, mask, bias;
+  Tensor q, k, v, row_query;  // in units
 
   bool alike() const { return blocks->heads == 1; }
   int64_t L() const { return alike() ? Hk : 1; }
@@ -116,22 +114,28 @@ std::pair<Tensor, Tensor> attend(const Problem& p, const Piece& piece) {
   const Tensor q = p.q.index_select(2, piece.unit);  // [B,L,u,G,block,D]
   const Tensor key_block = p.alike() ? piece.key_block : (piece.head.floor_divide(p.H / p.Hk) * p.key_units()).unsqueeze(1) + piece.key_block;
   const auto take = [&](const Tensor& x) { return x.index_select(2, key_block.flatten()).reshape({p.B, p.L(), units, keys, x.size(-1)}); };
-
-  Tensor s = at::matmul(q.flatten(3, 4), take(p.k).transpose(-1, -2)).unflatten(3, {p.G(), p.block()}) * p.scale;  // [B,L,u,G,block,C]
-  if (p.bias) s = s + gathered(p, piece, *p.bias).to(s.scalar_type());
-  const auto hide = [&](const Tensor& seen) { s = s.masked_fill(seen.logical_not(), -std::numeric_limits<double>::infinity()); };
+  const auto numbers = [&](int64_t count, at::IntArrayRef shape) { return at::arange(count, piece.unit.options()).view(shape); };
+  Scores scores{
+      .products = at::matmul(q.flatten(3, 4), take(p.k).transpose(-1, -2)).unflatten(3, {p.G(), p.block()}) * p.c.scale,  // [B,L,u,G,block,C]
+      .b = numbers(p.B, {p.B, 1, 1, 1, 1, 1}),
+      .head = p.alike() ? numbers(p.H, {p.L(), 1, p.G(), 1, 1}) : piece.head.view({units, 1, 1, 1}),
+      .i = piece.i.unsqueeze(2).unsqueeze(1),                     // [u,1,block,1]
+      .j = piece.j.clamp_max(p.M - 1).unsqueeze(1).unsqueeze(1),  // [u,1,1,C]
+      .row_query = p.row_query.defined() ? p.row_query.index_select(2, piece.unit) : Tensor(),
+      .of_all = [&](const Tensor& t) { return gathered(p, piece, t); },
+      .of_all_keys =
+          [&](const Tensor& t) {
+            const Tensor taken = t.index_select(1, piece.j.clamp_max(p.M - 1).flatten()).unflatten(1, piece.j.sizes());  // [B,u,C]
+            return taken.unsqueeze(2).unsqueeze(2).unsqueeze(1);
+          }};
   Tensor seen = (piece.j < p.M).unsqueeze(1);  // [u,1,C]
   if (piece.partial) {
     seen = seen & p.rule->test({.h = piece.head.view({-1, 1, 1}), .i = piece.i.unsqueeze(2) + p.offset, .j = piece.j.unsqueeze(1)}, p.tables);
   }
-  hide(seen.unsqueeze(1));
-  if (p.mask) hide(gathered(p, piece, *p.mask));
-  if (p.key_mask) {
-    const Tensor visible = p.key_mask->index_select(1, piece.j.clamp_max(p.M - 1).flatten()).unflatten(1, piece.j.sizes());  // [B,u,C]
-    hide(visible.unsqueeze(2).unsqueeze(2).unsqueeze(1));
-  }
-  const auto [probabilities, lse] = safe_softmax(s);
-  return {at::matmul(probabilities.flatten(3, 4), take(p.v)).unflatten(3, {p.G(), p.block()}), lse};
+  scores.seen = seen.unsqueeze(1);
+  const auto [probabilities, lse] = weigh(p.c, scores);
+  const Tensor out = at::matmul(probabilities.flatten(3, 4), take(p.v)).unflatten(3, {p.G(), p.block()});
+  return {plus_value_rows(p.c, scores, probabilities, out), lse};
 }
 
 /// Rows by the room that their key blocks need; rows without any are left out.
@@ -176,55 +180,56 @@ std::pair<Tensor, Tensor> by_blocks(const Problem& p) {
 }
 
 /// Every score, hidden where the pattern hides it: for patterns that leave little out, and tiny inputs.
-std::tuple<Tensor, Tensor> densely(const Tensor& q, const Tensor& k, const Tensor& v, const patterns::Rule& rule, patterns::Tables tables,
-                                   const optional<Tensor>& key_mask, const optional<Tensor>& mask, const optional<Tensor>& bias, double scale,
-                                   int64_t offset) {
-  const auto whole = q.options().dtype(at::kLong);
-  const Tensor h = at::arange(q.size(1), whole).view({-1, 1, 1}), i = at::arange(q.size(2), whole).unsqueeze(1), j = at::arange(k.size(2), whole);
-  const bool alike = patterns::check_heads(rule, tables, q.size(1)) == 1;
-  const Tensor seen = rule.test({.h = alike ? at::zeros_like(i) : h, .i = i + offset, .j = j.unsqueeze(0)}, tables);
-  return attention_formula(q, k, v, mask ? seen & *mask : seen, key_mask, bias, {}, {}, {}, {}, {}, {}, offset, 0, {}, false, scale, 0);
+OutAndLse densely(const AttentionArguments& c, const patterns::Rule& rule, patterns::Tables tables) {
+  const auto whole = c.q.options().dtype(at::kLong);
+  const Tensor h = at::arange(c.q.size(1), whole).view({-1, 1, 1}), i = at::arange(c.q.size(2), whole).unsqueeze(1),
+               j = at::arange(c.k.size(2), whole);
+  const bool alike = patterns::check_heads(rule, tables, c.q.size(1)) == 1;
+  const Tensor seen = rule.test({.h = alike ? at::zeros_like(i) : h, .i = i + c.offset.guard_int(__FILE__, __LINE__), .j = j.unsqueeze(0)}, tables);
+  AttentionArguments dense = c;
+  dense.mask = c.mask ? seen & *c.mask : seen;
+  dense.pattern.clear();
+  return attention_formula(dense);
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> sparse_attention_formula(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view pattern,
-                                                    at::TensorList tables, const optional<Tensor>& key_mask, const optional<Tensor>& mask,
-                                                    const optional<Tensor>& bias, double scale, Size offset_given) {
-  const int64_t N = q.size(2), M = k.size(2), offset = offset_given.guard_int(__FILE__, __LINE__);
-  Problem p{.B = q.size(0),
-            .H = q.size(1),
-            .Hk = k.size(1),
+OutAndLse sparse_attention_formula(const AttentionArguments& c) {
+  const int64_t N = c.q.size(2), M = c.k.size(2), offset = c.offset.guard_int(__FILE__, __LINE__);
+  Problem p{.c = c,
+            .B = c.q.size(0),
+            .H = c.q.size(1),
+            .Hk = c.k.size(1),
             .N = N,
             .M = M,
-            .D = q.size(3),
-            .Dv = v.size(3),
+            .D = c.q.size(3),
+            .Dv = c.v.size(3),
             .offset = offset,
-            .scale = scale,
-            .rule = patterns::parse(std::string(pattern))};
-  for (const auto& t : tables) p.tables.push_back(t.to(q.device()));
+            .rule = patterns::parse(c.pattern)};
+  for (const auto& t : c.tables) p.tables.push_back(t.to(c.q.device()));
   constexpr int64_t tiny = 256;  // scores
   // Inside a function transform a table may be wrapped: its numbers cannot be read, only computed with.
-  const bool wrapped = std::any_of(tables.begin(), tables.end(), [](const Tensor& t) { return !t.has_storage(); });
+  const bool wrapped = std::any_of(c.tables.begin(), c.tables.end(), [](const Tensor& t) { return !t.has_storage(); });
   const bool whole = wrapped || N * M <= tiny || p.H == 0;
-  if (!whole) p.blocks = patterns::lower({std::string(pattern), tables.vec()}, p.H, N, M, offset, block_for(std::max(N, M)));
+  if (!whole) p.blocks = patterns::lower({c.pattern, c.tables}, p.H, N, M, offset, block_for(std::max(N, M)));
   if (whole || 2 * static_cast<int64_t>(p.blocks->key_block.size()) > p.blocks->rows() * p.blocks->key_blocks) {
-    return densely(q, k, v, *p.rule, p.tables, key_mask, mask, bias, scale, offset);
+    return densely(c, *p.rule, p.tables);
   }
-  const auto type = accumulation_type(q.scalar_type());
+  const auto type = accumulation_type(c.q.scalar_type());
   const auto units = [&](const Tensor& x, int64_t blocks) {  // [B,L,heads,units,block,...]
     return in_blocks(x.to(type), blocks, p.block());
   };
-  const Tensor queries = units(q, p.blocks->query_blocks);
-  p.q = p.alike() ? queries.unflatten(1, {p.Hk, p.H / p.Hk}).transpose(2, 3) : queries.flatten(1, 2).unsqueeze(2).unsqueeze(1);
+  const auto queries = [&](const Tensor& x) {
+    const Tensor blocks = units(x, p.blocks->query_blocks);
+    return p.alike() ? blocks.unflatten(1, {p.Hk, p.H / p.Hk}).transpose(2, 3) : blocks.flatten(1, 2).unsqueeze(2).unsqueeze(1);
+  };
   const auto keys = [&](const Tensor& x) { return p.alike() ? units(x, p.key_units()) : units(x, p.key_units()).flatten(1, 2).unsqueeze(1); };
-  p.k = keys(k);
-  p.v = keys(v);
-  p.key_mask = key_mask;
-  p.mask = mask;
-  p.bias = bias;
+  p.q = queries(c.q);
+  p.k = keys(c.k);
+  p.v = keys(c.v);
+  if (c.rows) p.row_query = queries(c.row_query.value_or(c.q));
   const auto [out, lse] = by_blocks(p);
-  return {out.to(q.scalar_type()).contiguous(), lse.contiguous()};
+  return {out.to(c.q.scalar_type()).contiguous(), lse.contiguous()};
 }
 
 }  // namespace foveate::ops

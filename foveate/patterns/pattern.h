@@ -39,6 +39,8 @@ FOVEATE_API Pattern fixed(int64_t stride, int64_t columns);
 FOVEATE_API Pattern dilated(int64_t left, int64_t right, int64_t dilation);
 /// i and j lie in the same run of `size` positions
 FOVEATE_API Pattern block_diagonal(int64_t size);
+/// From `left` positions before the run of `size` positions in which i lies to `right` positions behind it
+FOVEATE_API Pattern block_window(int64_t size, int64_t left, int64_t right);
 
 /// Keys first <= j < last, for every query
 FOVEATE_API Pattern keys(int64_t first, int64_t last);
@@ -54,6 +56,9 @@ FOVEATE_API Pattern global_tokens(const Tensor& positions);
 /// Every key, in heads first, first + step, first + 2 step, ... only: what gives each head a pattern of its own
 FOVEATE_API Pattern heads(int64_t first, int64_t step);
 
+/// The pattern on positions counted from `by` on; what stands before `by` neither sees nor is seen
+FOVEATE_API Pattern shifted(const Pattern& pattern, int64_t by);
+
 /// table int [H or 1, query blocks, r]: the key blocks that each query block sees; numbers that name no block are passed over
 FOVEATE_API Pattern random_blocks(int64_t block, const Tensor& table);
 /// A table for random_blocks: `count` different key blocks, drawn uniformly, for each query block of each head
@@ -61,6 +66,8 @@ FOVEATE_API Tensor draw_blocks(int64_t heads, Size query_blocks, Size key_blocks
                                at::TensorOptions options = {});
 /// layout bool or int [H or 1, query blocks, key blocks]
 FOVEATE_API Pattern from_blocks(const Tensor& layout, int64_t block);
+/// The layout [heads,T,T] of a pattern of blocks, for N tokens: what the first of a block sees of the first of another
+FOVEATE_API Tensor to_blocks(const Pattern& pattern, int64_t heads, const Size& N, int64_t block, at::Device device);
 /// mask bool [N,M] or [H,N,M]; its last row is the query that meets its last key, so row r stands at position r + M - N
 FOVEATE_API Pattern from_dense(const Tensor& mask);
 

@@ -189,20 +189,29 @@ struct Fixed final : Rule {
   }
 };
 
-struct BlockDiagonal final : Rule {
-  int64_t size;
-  explicit BlockDiagonal(const Arguments& a) {
-    a.need(1, 0, "block_diagonal(size)");
+/// The run of `size` positions in which the query lies, and so many before and behind it: none where block_diagonal.
+struct BlockWindow final : Rule {
+  int64_t size, left = 0, right = 0;
+  explicit BlockWindow(const Arguments& a) {
+    const bool wide = a.name == "block_window";
+    if (wide) a.need(3, 0, "block_window(size,left,right)");
+    else a.need(1, 0, "block_diagonal(size)");
     size = a.numbers[0];
     a.need(size > 0, "size must be positive");
+    if (!wide) return;
+    left = a.numbers[1];
+    right = a.numbers[2];
+    a.need(left + size + right >= 0, "left + size + right must not be negative");
   }
-  Tensor test(const Coordinates& at, Tables) const override { return at.i.floor_divide(size) == at.j.floor_divide(size); }
+  Tensor test(const Coordinates& at, Tables) const override {
+    if (left == 0 && right == 0) return at.i.floor_divide(size) == at.j.floor_divide(size);
+    const Tensor place = at.j - at.i.floor_divide(size) * size;  // of the key, from where the run begins
+    return (place >= -left) & (place < size + right);
+  }
   Seer lower(Tables) const override {
     return [*this](const Run& r) {
-      const int64_t first = floor_divide(r.first, size), last = floor_divide(r.last - 1, size);
-      Seen seen{.some = interval(first * size, (last + 1) * size, r.keys)};
-      if (first == last) seen.every = seen.some;
-      return seen;
+      const int64_t first = floor_divide(r.first, size) * size, last = floor_divide(r.last - 1, size) * size;  // runs begin here
+      return Seen{.some = interval(first - left, last + size + right, r.keys), .every = interval(last - left, first + size + right, r.keys)};
     };
   }
 };
@@ -275,7 +284,7 @@ struct Heads final : Rule {
 // --- rules on tables ---------------------------------------------------------------------------------------------------------
 
 /// The head index into a table of one head, or of all.
-Tensor head_of(const Coordinates& at, const Tensor& table) { return table.size(0) == 1 ? at::zeros_like(at.h) : at.h; }
+Tensor head_of(const Coordinates& at, const Tensor& table) { return extent(table, 0) == 1 ? at::zeros_like(at.h) : at.h; }
 
 /// What queries of several rows see: some of the rows, all of them. row(r) gives the keys of a row.
 template <class Row> Seen over_rows(int64_t first, int64_t last, const Row& row) {
@@ -304,11 +313,11 @@ struct RandomBlocks final : Rule {
   Tensor test(const Coordinates& at, Tables tables) const override {
     const Tensor& t = in(tables);
     Tensor seen = none_like(at.i + at.j);
-    if (t.numel() == 0) return seen;
+    if (t.sym_numel() == 0) return seen;
     const Tensor row = at.i.floor_divide(block), column = at.j.floor_divide(block);
-    const Tensor drawn = at::index(t, {head_of(at, t), row.clamp(0, t.size(1) - 1)});  // [h,i,1,r]
+    const Tensor drawn = at::index(t, {head_of(at, t), row.clamp(0, extent(t, 1) - 1)});  // [h,i,1,r]
     for (const Tensor& one : drawn.unbind(-1)) seen = seen | (one == column);
-    return seen & (row >= 0) & (row < t.size(1)) & (column >= 0);
+    return seen & (row >= 0) & (row < extent(t, 1)) & (column >= 0);
   }
   Seer lower(Tables tables) const override {
     const Tensor t = in(tables).to(at::kLong).contiguous();
@@ -447,6 +456,38 @@ struct Negated final : Rule {
   int64_t heads(Tables tables) const override { return rule->heads(tables); }
 };
 
+/// A rule on positions counted from `by` on. Where `by` is positive, what stands before neither sees nor is seen; where it is negative,
+/// the first key stands at position -by of the rule.
+struct Shifted final : Rule {
+  std::shared_ptr<const Rule> rule;
+  int64_t by;
+  explicit Shifted(const Arguments& a) {
+    a.need(a.rules.size() == 1 && a.numbers.size() == 1 && a.tables.empty(), "must be written shifted(rule,by)");
+    rule = a.rules[0];
+    by = a.numbers[0];
+  }
+  Tensor test(const Coordinates& at, Tables tables) const override {
+    return rule->test({.h = at.h, .i = at.i - by, .j = at.j - by}, tables) & (at.i >= by) & (at.j >= by);
+  }
+  Seer lower(Tables tables) const override {
+    return [inner = rule->lower(tables), shift = by](const Run& r) {
+      if (r.last <= shift || r.keys <= shift) return Seen{};
+      Seen seen =
+          inner({.head = r.head, .first = std::max(r.first, shift) - shift, .last = r.last - shift, .keys = r.keys - shift, .grain = r.grain});
+      if (r.first < shift) seen.every.clear();
+      for (Intervals* set : {&seen.some, &seen.every}) {
+        for (auto& [first, last] : *set) {
+          first = std::max<int64_t>(first + shift, 0);
+          last += shift;
+        }
+        std::erase_if(*set, [](const Interval& one) { return one.last <= one.first; });
+      }
+      return seen;
+    };
+  }
+  int64_t heads(Tables tables) const override { return rule->heads(tables); }
+};
+
 // --- reading -----------------------------------------------------------------------------------------------------------------
 
 template <class R> std::shared_ptr<const Rule> make(const Arguments& a) { return std::make_shared<R>(a); }
@@ -459,7 +500,8 @@ const std::map<std::string, Maker, std::less<>>& makers() {
       {"strided", make<Dilated>},
       {"fixed", make<Fixed>},
       {"dilated", make<Dilated>},
-      {"block_diagonal", make<BlockDiagonal>},
+      {"block_diagonal", make<BlockWindow>},
+      {"block_window", make<BlockWindow>},
       {"keys", make<Places>},
       {"queries", make<Places>},
       {"heads", make<Heads>},
@@ -469,6 +511,7 @@ const std::map<std::string, Maker, std::less<>>& makers() {
       {"and", make<Joined>},
       {"or", make<Joined>},
       {"not", make<Negated>},
+      {"shifted", make<Shifted>},
   };
   return all;
 }

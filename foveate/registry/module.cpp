@@ -1,6 +1,30 @@
 #include <foveate/module.h>
 
 namespace foveate::registry {
+namespace {
+
+/// The buffers of a layer itself that are no floating-point numbers, and what they hold.
+std::vector<std::pair<Tensor, Tensor>> whole_numbers(const torch::nn::Module& layer) {
+  std::vector<std::pair<Tensor, Tensor>> found;
+  for (const auto& item : layer.named_buffers(/*recurse=*/false)) {
+    if (item.value().defined() && !item.value().is_floating_point()) found.emplace_back(item.value(), item.value().detach());
+  }
+  return found;
+}
+
+}  // namespace
+
+void LayerModule::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {
+  const auto kept = whole_numbers(*this);
+  torch::nn::Module::to(device, dtype, non_blocking);
+  for (auto [buffer, data] : kept) buffer.set_data(data.to(device, non_blocking));
+}
+
+void LayerModule::to(torch::Dtype dtype, bool non_blocking) {
+  const auto kept = whole_numbers(*this);
+  torch::nn::Module::to(dtype, non_blocking);
+  for (auto [buffer, data] : kept) buffer.set_data(data);
+}
 
 std::shared_ptr<torch::nn::Module> GroupModule::clone(const optional<torch::Device>& device) const {
   const torch::NoGradGuard no_grad;

@@ -19,10 +19,19 @@
 namespace foveate {
 namespace registry {
 
-/// Parameters that belong together, such as the weight and bias of a projection: a child of a layer.
-class FOVEATE_API GroupModule final : public torch::nn::Module {
+/// torch's module, whose to(dtype) leaves integers and booleans what they are, as in Python.
+class FOVEATE_API LayerModule : public torch::nn::Module {
  public:
-  GroupModule() : torch::nn::Module("Group") {}
+  using torch::nn::Module::Module;
+  using torch::nn::Module::to;
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override;
+  void to(torch::Dtype dtype, bool non_blocking = false) override;
+};
+
+/// Parameters that belong together, such as the weight and bias of a projection: a child of a layer.
+class FOVEATE_API GroupModule final : public LayerModule {
+ public:
+  GroupModule() : LayerModule("Group") {}
   std::shared_ptr<torch::nn::Module> clone(const optional<torch::Device>& device = std::nullopt) const override;
   void pretty_print(std::ostream& stream) const override;
 
@@ -36,7 +45,7 @@ FOVEATE_API void place(torch::nn::Module& layer, std::string_view path, const Te
 }  // namespace registry
 
 /// What a Module holds.
-template <class F> class ModuleImpl final : public torch::nn::Module {
+template <class F> class ModuleImpl final : public registry::LayerModule {
  public:
   using Options = typename F::Options;
   using Inputs = typename F::Inputs;
@@ -102,7 +111,7 @@ template <class F> class ModuleImpl final : public torch::nn::Module {
 
  private:
   ModuleImpl(Options options, Parameters tensors)
-      : torch::nn::Module(std::string(registry::class_name<F>())), options_(std::move(options)), tensors_(std::move(tensors)) {
+      : registry::LayerModule(std::string(registry::class_name<F>())), options_(std::move(options)), tensors_(std::move(tensors)) {
     registry::for_each_tensor(tensors_, [&](const std::string& path, Tensor& tensor, Role role) {
       if (tensor.defined()) registry::place(*this, path, tensor, role == Role::buffer);
     });

@@ -79,6 +79,7 @@ template <class T> std::string schema_type() {
   else if constexpr (std::is_same_v<T, Tensor>) return "Tensor";
   else if constexpr (std::is_same_v<T, bool>) return "bool";
   else if constexpr (std::is_same_v<T, int64_t>) return "int";
+  else if constexpr (std::is_same_v<T, Size>) return "SymInt";
   else if constexpr (std::is_same_v<T, double>) return "float";
   else {
     static_assert(std::is_same_v<T, std::string> || std::is_enum_v<T>, "a field of a type that the contract does not know");
@@ -97,6 +98,7 @@ template <class T> std::string default_value(const T& value) {
   else if constexpr (std::is_same_v<T, std::string>) return schema_value(std::string_view(value));
   else if constexpr (std::is_same_v<T, double>) return schema_value(value);
   else if constexpr (std::is_same_v<T, bool>) return value ? "True" : "False";
+  else if constexpr (std::is_same_v<T, Size>) return default_value(value.expect_int());
   else return std::to_string(value);
 }
 
@@ -165,6 +167,7 @@ struct Read {
     else if constexpr (std::is_same_v<T, std::vector<Tensor>>) return value.toTensorVector();
     else if constexpr (std::is_same_v<T, bool>) return value.toBool();
     else if constexpr (std::is_same_v<T, int64_t>) return value.toInt();
+    else if constexpr (std::is_same_v<T, Size>) return value.toSymInt();
     else if constexpr (std::is_same_v<T, double>) return value.toDouble();
     else if constexpr (std::is_same_v<T, std::vector<int64_t>>) return value.toIntVector();
     else return value.toStringRef();

@@ -13,6 +13,7 @@ from foveate import _library
 __version__ = _library.version()
 
 from foveate import nn, patterns
+from foveate._cache import KVCache
 from foveate._catalog import Card, Field, FormCard, catalog
 from foveate._functions import functions as _functions
 from foveate.ops import attention, linear_attention, merge_attention, sparse_attention
@@ -28,6 +29,7 @@ __all__ = [
     "Card",
     "Field",
     "FormCard",
+    "KVCache",
     "attention",
     "catalog",
     "cmake_prefix_path",

@@ -20,22 +20,40 @@ def attention(
     key_mask: Tensor | None = None,
     key_lengths: Tensor | None = None,
     causal: bool = False,
+    window: int | None = None,
     bias: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
     return_lse: bool = False,
 ) -> Any:
     """Exact softmax attention: softmax(scale q k^T + bias) v.
 
     mask: bool, broadcastable to [B,H,N,M], True where a key takes part; key_mask: bool [B,M]; key_lengths: int [B].
-    causal: query i sees keys up to i + M - N, so that the last query meets the last key. bias: added after scaling.
-    scale: default 1/sqrt(D). Returns out [B,H,N,Dv], with return_lse also the log-sum-exp [B,H,N].
+    causal: query i sees keys up to i + M - N, so that the last query meets the last key. window: and no key this many positions before
+    that one, or more. bias: added after scaling. scale: default 1/sqrt(D). softcap: scaled products become softcap tanh(product / softcap).
+    dropout: probability of dropping a weight; which ones depends on `seed` alone (default: from torch's generator).
+    Returns out [B,H,N,Dv], with return_lse also the log-sum-exp [B,H,N].
 
     >>> q = k = v = torch.randn(1, 2, 8, 4)
     >>> foveate.attention(q, k, v, causal=True).shape
     torch.Size([1, 2, 8, 4])
     """
-    out, lse = torch.ops.foveate.attention(q, k, v, mask=mask, key_mask=key_mask, key_lengths=key_lengths, causal=causal, bias=bias, scale=scale)
+    out, lse = torch.ops.foveate.attention(
+        q, k, v, mask=mask, key_mask=key_mask, key_lengths=key_lengths, causal=causal, window=window, bias=bias, scale=scale, softcap=softcap,
+        dropout=dropout, dropout_seed=_seed(dropout, seed, q),
+    )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+def _seed(dropout: float, seed: int | Tensor | None, like: Tensor) -> Tensor | None:
+    """The seed of dropout as the operator wants it, int []; None where nothing is dropped."""
+    if dropout == 0:
+        return None
+    if seed is None:
+        return torch.randint(1 << 32, (), device=like.device)
+    return torch.as_tensor(seed, device=like.device)
 
 
 def merge_attention(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,16 +76,33 @@ def sparse_attention(
     v: Tensor,
     pattern: Pattern,
     *,
+    mask: Tensor | None = None,
     key_mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
     key_lengths: Tensor | None = None,
     bias: Tensor | None = None,
+    slopes: Tensor | None = None,
+    table: Tensor | None = None,
+    rows: Tensor | None = None,
+    origin: int = 0,
+    q_index: Tensor | None = None,
+    k_index: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
     return_lse: bool = False,
 ) -> Any:
     """Softmax attention in which a pattern says who attends to whom; its cost follows the pattern.
 
-    pattern: made by `foveate.patterns`, for every length; the last query meets the last key. key_mask: bool [B,M], True where a key
-    takes part; key_lengths: int [B]. bias: broadcastable to [B,H,N,M], added after scaling. scale: default 1/sqrt(D).
+    pattern: made by `foveate.patterns`, for every length; the last query meets the last key. mask: bool, broadcastable to [B,H,N,M],
+    key_mask: bool [B,M], both True where a key takes part; key_lengths: int [B]. query_mask: bool [B,N], False where a query gets zeros.
+    Tiles of 64 keys or queries that are masked whole cost nothing. bias: broadcastable to [B,H,N,M], added after scaling.
+    What a key's distance delta = j - i (from the query's place among the keys) counts for: slopes [H] subtracts slope |delta| (ALiBi);
+    table [H,L] adds table[h, delta + origin] (T5); rows [H or 1,L,D] adds scale q_i . rows[h, delta + origin] (Shaw, Transformer-XL);
+    distances beyond a table use its ends. q_index int64 [B or 1,H or 1,N'] and k_index [B or 1,Hk or 1,M'] put queries and keys in a line of
+    their own, sorted or in clusters, and -1 nothing: pattern, masks and biases then go by places in line, key_mask by keys, and the result
+    is in line; nothing is copied. scale: default 1/sqrt(D). softcap, dropout, seed: see `attention`.
     Returns out [B,H,N,Dv], with return_lse also the log-sum-exp [B,H,N].
 
     >>> from foveate.patterns import causal, global_tokens, sliding_window
@@ -79,16 +114,11 @@ def sparse_attention(
     if not isinstance(pattern, Pattern):
         raise TypeError(f"sparse_attention: pattern must be a foveate.patterns.Pattern, got {type(pattern).__name__}")
     out, lse = torch.ops.foveate.sparse_attention(
-        q,
-        k,
-        v,
-        pattern.expression,
-        list(pattern.tables),
-        key_mask=key_mask,
-        key_lengths=key_lengths,
-        bias=bias,
-        scale=scale,
-    )
+        q, k, v, pattern.expression, list(pattern.tables), mask=mask, key_mask=key_mask, query_mask=query_mask, key_lengths=key_lengths, bias=bias,
+        slopes=slopes,
+        table=table, rows=rows, origin=origin, q_index=q_index, k_index=k_index, scale=scale, softcap=softcap, dropout=dropout,
+        dropout_seed=_seed(dropout, seed, q),
+    )  # fmt: skip
     return (out, lse) if return_lse else out
 
 

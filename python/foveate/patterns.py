@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = [
     "Pattern",
     "block_diagonal",
+    "block_window",
     "causal",
     "dilated",
     "draw_blocks",
@@ -30,6 +31,7 @@ __all__ = [
     "keys",
     "queries",
     "random_blocks",
+    "shifted",
     "sliding_window",
     "strided",
 ]
@@ -219,6 +221,19 @@ def block_diagonal(size: int) -> Pattern:
     return _rule("block_diagonal", size)
 
 
+def block_window(size: int, left: int, right: int) -> Pattern:
+    """From `left` positions before the query's own block of `size` positions to `right` positions behind it.
+
+    >>> foveate.patterns.block_window(2, 1, 0).to_dense(5).int()
+    tensor([[1, 1, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [0, 1, 1, 1, 0],
+            [0, 1, 1, 1, 0],
+            [0, 0, 0, 1, 1]], dtype=torch.int32)
+    """
+    return _rule("block_window", size, left, right)
+
+
 def keys(first: int, last: int) -> Pattern:
     """Keys first <= j < last, for every query.
 
@@ -281,6 +296,20 @@ def heads(first: int, step: int) -> Pattern:
              [1, 0, 1]]], dtype=torch.int32)
     """
     return _rule("heads", first, step)
+
+
+def shifted(pattern: Pattern, by: int) -> Pattern:
+    """A pattern on positions counted from `by` on: what stands before them, such as global tokens, neither sees nor is seen.
+
+    >>> foveate.patterns.shifted(foveate.patterns.block_diagonal(2), 1).to_dense(4).int()
+    tensor([[0, 0, 0, 0],
+            [0, 1, 1, 0],
+            [0, 1, 1, 0],
+            [0, 0, 0, 1]], dtype=torch.int32)
+    """
+    if isinstance(by, bool) or not isinstance(by, int):
+        raise TypeError(f"patterns.shifted: by must be a whole number, got {by!r}")
+    return Pattern(f"shifted({pattern.expression},{by})", pattern.tables, f"shifted({pattern.text or pattern.expression}, {by})")
 
 
 def random_blocks(block: int, table: Tensor | Sequence[Any]) -> Pattern:

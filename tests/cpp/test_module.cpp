@@ -1,4 +1,5 @@
 // Forms as torch::nn modules: names, calls, training, copies, archives.
+#include <foveate/blockwise.h>
 #include <foveate/cbam.h>
 #include <foveate/module.h>
 #include <foveate/non_local.h>
@@ -108,6 +109,17 @@ TEST(Module, MovesToAnotherType) {
   layer->to(torch::kDouble);
   EXPECT_EQ(layer(torch::randn({1, 3, 8}, torch::kDouble)).scalar_type(), torch::kDouble);
   expect_throw("multihead_attention: query.weight must be Float like x, got Double", [&] { layer(torch::randn({1, 3, 8})); });
+}
+
+TEST(Module, WholeNumbersStayWholeNumbers) {
+  Module<BlockwiseMultiheadAttention> layer({.embed_dim = 8, .num_heads = 2});
+  const Tensor table = layer->tensors().permutations.clone();
+  layer->to(torch::kDouble);
+  layer->to(torch::kCPU, torch::kFloat);
+  EXPECT_TRUE(layer->tensors().permutations.equal(table));
+  EXPECT_EQ(layer->tensors().permutations.scalar_type(), torch::kLong);
+  EXPECT_EQ(layer->tensors().attention.query.weight.scalar_type(), torch::kFloat);
+  EXPECT_EQ(layer({.x = torch::randn({1, 5, 8})}).scalar_type(), torch::kFloat);
 }
 
 TEST(Module, AClonesParametersAreItsOwn) {

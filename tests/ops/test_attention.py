@@ -14,13 +14,13 @@ from tests.ops.test_merge_attention import on_capability
 
 PRIMITIVE, FORMULA, OPERATOR = torch.ops.foveate._attention, torch.ops.foveate._attention_formula, torch.ops.foveate.attention
 BIASES = ("none", "slopes", "table", "rows", "row_query", "value_rows", "rows_and_value_rows")
-TENSORS = ("q", "k", "v", "mask", "key_mask", "bias", "slopes", "table", "rows", "row_query", "value_rows", "dropout_keep")
+TENSORS = ("q", "k", "v", "mask", "key_mask", "bias", "slopes", "table", "rows", "row_query", "value_rows", "dropout_keep", "dropout_seed")
 
 
 def arguments(
     B: int = 2, H: int = 2, Hk: int = 2, N: int = 5, M: int = 7, D: int = 4, Dv: int = 3, *, mask: str = "", key_mask: bool = False, bias: str = "",
     position: str = "none", dropout: float = 0.0, causal: bool = False, window: int | None = None, offset: int | None = None,
-    dtype: torch.dtype = torch.float64, seed: int = 0,
+    softcap: float | None = None, drawn: bool = False, dtype: torch.dtype = torch.float64, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """All arguments of the primitive, by name. mask and bias name the letters of their shape; other dimensions are 1."""
     g = torch.Generator().manual_seed(seed)
@@ -33,7 +33,7 @@ def arguments(
         return [size if letter in letters else 1 for letter, size in sizes.items()]
 
     a: dict[str, Any] = dict.fromkeys(TENSORS)
-    a |= {"q": normal(B, H, N, D), "k": normal(B, Hk, M, D), "v": normal(B, Hk, M, Dv)}
+    a |= {"pattern": "", "tables": [], "q": normal(B, H, N, D), "k": normal(B, Hk, M, D), "v": normal(B, Hk, M, Dv)}
     if mask:
         a["mask"] = torch.rand(broadcast(mask), generator=g) < 0.7
     if key_mask:
@@ -51,10 +51,31 @@ def arguments(
         a["rows"], a["row_query"] = normal(H, length, D), normal(B, H, N, D)
     if position in ("value_rows", "rows_and_value_rows"):
         a["value_rows"] = normal(H, length, Dv)
-    if dropout:
+    if dropout and drawn:
+        a["dropout_seed"] = torch.tensor(1234 + seed)
+    elif dropout:
         a["dropout_keep"] = torch.rand(B, H, N, M, generator=g) >= dropout
     at = M - N if offset is None else offset
-    return a | {"offset": at, "origin": origin, "window": window, "causal": causal, "scale": 1 / math.sqrt(D), "dropout": dropout}
+    return (
+        a | {"offset": at, "origin": origin, "window": window, "causal": causal, "scale": 1 / math.sqrt(D), "dropout": dropout} | {"softcap": softcap}
+    )
+
+
+def mixed(x: int) -> int:
+    x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def keep(a: dict[str, Any], b: int, h: int, i: int, j: int) -> bool:
+    """Whether dropout keeps a probability: as given, or by the hash of its place."""
+    if a["dropout_keep"] is not None:
+        return bool(a["dropout_keep"][b, h, i, j])
+    if a["dropout_seed"] is None:
+        return True
+    _, H, N, _ = a["q"].shape
+    row = mixed((b * H + h) * N + i + int(a["dropout_seed"]) & 0xFFFFFFFF)
+    return mixed(row + j * 0x9E3779B1 & 0xFFFFFFFF) >= int(a["dropout"] * 2**32)
 
 
 def by_loop(a: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -78,6 +99,8 @@ def by_loop(a: dict[str, Any]) -> tuple[Tensor, Tensor]:
             if hidden or (a["causal"] and delta > 0) or (a["window"] is not None and delta <= -a["window"]):
                 continue
             s = q[b, h, i].dot(k[b, h // group, j]) * a["scale"]
+            if a["softcap"] is not None:
+                s = (s / a["softcap"]).tanh() * a["softcap"]
             if a["bias"] is not None:
                 s = s + entry(a["bias"], b, h, i, j)
             if a["slopes"] is not None:
@@ -90,7 +113,7 @@ def by_loop(a: dict[str, Any]) -> tuple[Tensor, Tensor]:
             if a["value_rows"] is not None:
                 value = value + row(a["value_rows"], h, delta)
             scores.append(s)
-            values.append(value * (1 if a["dropout_keep"] is None else float(a["dropout_keep"][b, h, i, j]) / (1 - a["dropout"])))
+            values.append(value * (float(keep(a, b, h, i, j)) / (1 - a["dropout"])))
         if scores:
             s = torch.stack(scores)
             lse[b, h, i] = s.logsumexp(0)
@@ -110,7 +133,7 @@ def floats(a: dict[str, Any]) -> list[str]:
 def gradients(operator: Any, a: dict[str, Any]) -> list[Tensor]:
     """Of a loss that weighs every output and every finite log-sum-exp differently."""
     leaves = {n: a[n].detach().clone().requires_grad_() for n in floats(a)}
-    out, lse = operator(*{**a, **leaves}.values())
+    out, lse = operator(**{**a, **leaves})
     weights = [(torch.arange(x.numel()) % 17 - 8).view_as(x).to(x.dtype) / 8 for x in (out, lse)]  # exact in half precision too
     loss = (out * weights[0]).sum() + (torch.where(lse.isinf(), 0, lse) * weights[1]).sum()
     return list(torch.autograd.grad(loss, list(leaves.values())))
@@ -122,16 +145,17 @@ SIZES = {"B": st.integers(1, 2), "N": st.integers(0, 5), "M": st.integers(0, 6),
 @settings(max_examples=80, deadline=None)
 @given(st.fixed_dictionaries(SIZES), st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]), st.sampled_from(BIASES),
        st.sampled_from(["", "M", "NM", "BM", "HN", "BHNM"]), st.booleans(), st.sampled_from(["", "NM", "H", "BHNM"]), st.booleans(),
-       st.none() | st.integers(1, 7), st.none() | st.integers(-7, 7), st.sampled_from([0.0, 0.4]), st.integers(0, 9))  # fmt: skip
+       st.none() | st.integers(1, 7), st.none() | st.integers(-7, 7), st.sampled_from([0.0, 0.4]), st.booleans(),
+       st.sampled_from([None, 1.5]), st.integers(0, 9))  # fmt: skip
 def test_as_the_loop(
     sizes: dict[str, int], heads: tuple[int, int], position: str, mask: str, key_mask: bool, bias: str, causal: bool, window: int | None,
-    offset: int | None, dropout: float, seed: int,
+    offset: int | None, dropout: float, drawn: bool, softcap: float | None, seed: int,
 ) -> None:  # fmt: skip
     a = arguments(**sizes, H=heads[0], Hk=heads[1], position=position, mask=mask, key_mask=key_mask, bias=bias, causal=causal, window=window,
-                  offset=offset, dropout=dropout, seed=seed)  # fmt: skip
+                  offset=offset, dropout=dropout, drawn=drawn, softcap=softcap, seed=seed)  # fmt: skip
     want = by_loop(a)
-    assert_same(PRIMITIVE(*a.values()), want, 1e-11)
-    assert_same(FORMULA(*a.values()), want, 1e-11)
+    assert_same(PRIMITIVE(**a), want, 1e-11)
+    assert_same(FORMULA(**a), want, 1e-11)
 
 
 LARGE: dict[str, dict[str, Any]] = {
@@ -153,6 +177,17 @@ LARGE: dict[str, dict[str, Any]] = {
     "row_query": {"N": 80, "M": 90, "position": "row_query", "causal": True},
     "value_rows": {"N": 70, "M": 90, "position": "rows_and_value_rows", "key_mask": True},
     "dropout": {"N": 70, "M": 70, "dropout": 0.3, "causal": True},
+    "dropout, drawn": {"N": 130, "M": 300, "dropout": 0.3, "drawn": True, "window": 150},
+    "softcap": {"N": 70, "M": 90, "softcap": 1.0, "causal": True, "bias": "HNM"},
+    "bias by key": {"N": 140, "M": 90, "bias": "M"},
+    "bias by query": {"N": 140, "M": 90, "bias": "BN", "H": 4, "Hk": 2},
+    "bias by head": {"N": 140, "M": 90, "bias": "H"},
+    "rows of few heads": {"N": 200, "M": 330, "position": "rows", "H": 4, "Hk": 2, "D": 17, "causal": True},
+    "few queries": {"N": 2, "M": 700, "H": 6, "Hk": 2, "D": 20, "Dv": 24, "key_mask": True, "softcap": 2.0},
+    "few queries, causal": {"N": 3, "M": 4200, "H": 2, "Hk": 1, "D": 16, "Dv": 16, "causal": True, "window": 3000, "position": "slopes"},
+    "few queries, dropped": {"B": 1, "N": 1, "M": 333, "H": 40, "Hk": 1, "D": 8, "Dv": 8, "dropout": 0.5, "drawn": True},
+    "split": {"B": 1, "N": 40, "M": 5000, "H": 2, "Hk": 2, "D": 8, "Dv": 8, "mask": "NM"},
+    "split, causal": {"B": 1, "N": 70, "M": 5000, "H": 1, "Hk": 1, "D": 8, "Dv": 8, "causal": True, "window": 2500},
     "grouped": {"N": 70, "M": 70, "H": 6, "Hk": 2, "key_mask": True},
 }
 EVERY_LARGE = pytest.mark.parametrize("name", LARGE)
@@ -162,7 +197,7 @@ EVERY_LARGE = pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-5)], ids=str)
 def test_kernel_equals_formula(name: str, dtype: torch.dtype, tolerance: float) -> None:
     a = arguments(**LARGE[name], dtype=dtype)
-    assert_same(PRIMITIVE(*a.values()), FORMULA(*a.values()), tolerance)
+    assert_same(PRIMITIVE(**a), FORMULA(**a), tolerance)
 
 
 @EVERY_LARGE
@@ -176,8 +211,8 @@ def test_gradients_of_kernel_equal_those_of_formula(name: str, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_rounded_once(name: str, dtype: torch.dtype) -> None:
     a = arguments(**LARGE[name], dtype=dtype)
-    out, lse = PRIMITIVE(*a.values())
-    exact = FORMULA(*{n: x.double() if n in floats(a) else x for n, x in a.items()}.values())
+    out, lse = PRIMITIVE(**a)
+    exact = FORMULA(**{n: x.double() if n in floats(a) else x for n, x in a.items()})
     assert out.dtype == dtype
     assert lse.dtype == torch.float32
     torch.testing.assert_close(out.double(), exact[0], rtol=torch.finfo(dtype).eps, atol=1e-4)
@@ -193,7 +228,7 @@ import torch, foveate
 from tests.ops.test_attention import *
 for name in SHORT_OF_LARGE:
     a = arguments(**LARGE[name], dtype=torch.float32)
-    assert_same(PRIMITIVE(*a.values()), FORMULA(*a.values()), 3e-5)
+    assert_same(PRIMITIVE(**a), FORMULA(**a), 3e-5)
     assert_same(gradients(PRIMITIVE, a), gradients(FORMULA, a), 3e-4)
 print(torch.backends.cpu.get_cpu_capability())
 """
@@ -214,7 +249,7 @@ def test_the_same_bits_on_any_number_of_threads(name: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append([*PRIMITIVE(*a.values()), *gradients(PRIMITIVE, a)])
+            results.append([*PRIMITIVE(**a), *gradients(PRIMITIVE, a)])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(x, y) for other in results[1:] for x, y in zip(results[0], other, strict=True))
@@ -222,16 +257,16 @@ def test_the_same_bits_on_any_number_of_threads(name: str) -> None:
 
 def test_layout_does_not_matter() -> None:
     a = arguments(N=70, M=70, mask="BHNM", bias="BHNM")
-    want, want_gradients = PRIMITIVE(*a.values()), gradients(PRIMITIVE, a)
+    want, want_gradients = PRIMITIVE(**a), gradients(PRIMITIVE, a)
     for name in ("q", "k", "v", "mask", "bias"):
         x = a[name]
         gaps = x.new_empty((*x.shape[:-1], 2 * x.shape[-1]))
         gaps[..., ::2] = x
         for other in (x.transpose(1, 2).contiguous().transpose(1, 2), x.transpose(2, 3).contiguous().transpose(2, 3), gaps[..., ::2]):
-            assert_same(PRIMITIVE(*{**a, name: other}.values()), want, 1e-12)
+            assert_same(PRIMITIVE(**{**a, name: other}), want, 1e-12)
     expanded = {**a, "k": a["k"][:, :, :1].expand_as(a["k"]), "v": a["v"][:1, :1].expand_as(a["v"])}
     solid = {n: x.contiguous() if isinstance(x, Tensor) else x for n, x in expanded.items()}
-    assert_same(PRIMITIVE(*expanded.values()), PRIMITIVE(*solid.values()), 1e-12)
+    assert_same(PRIMITIVE(**expanded), PRIMITIVE(**solid), 1e-12)
     turned = {n: x.transpose(1, 2).contiguous().transpose(1, 2) if n in ("q", "k", "v") else x for n, x in a.items()}
     assert_same(gradients(PRIMITIVE, turned), want_gradients, 1e-12)
 
@@ -250,7 +285,7 @@ def hidden_ways() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("way", hidden_ways())
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient(way: str, operator: Any) -> None:
     a = arguments() | hidden_ways()[way]
-    out, lse = operator(*a.values())
+    out, lse = operator(**a)
     assert (out == 0).all()
     assert (lse == -torch.inf).all()
     assert all((g == 0).all() for g in gradients(operator, a))
@@ -259,26 +294,26 @@ def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient(way: str, operato
 def test_some_queries_see_nothing_and_the_others_are_as_before() -> None:
     a = arguments(N=70, M=70, mask="NM")
     a["mask"][..., [3, 64, 69], :] = False
-    assert_same(PRIMITIVE(*a.values()), FORMULA(*a.values()), 1e-12)
+    assert_same(PRIMITIVE(**a), FORMULA(**a), 1e-12)
     assert_same(gradients(PRIMITIVE, a), gradients(FORMULA, a), 1e-11)
-    assert (PRIMITIVE(*a.values())[0][:, :, [3, 64, 69]] == 0).all()
+    assert (PRIMITIVE(**a)[0][:, :, [3, 64, 69]] == 0).all()
 
 
 def test_large_scores_stay_finite() -> None:
     a = arguments(N=20, M=90, dtype=torch.float32)
     a["q"] = a["q"] * 1e4
-    out, lse = PRIMITIVE(*a.values())
+    out, lse = PRIMITIVE(**a)
     assert out.isfinite().all()
     assert lse.isfinite().all()
-    assert_same((out, lse), FORMULA(*a.values()), 1e-4)
+    assert_same((out, lse), FORMULA(**a), 1e-4)
     assert all(g.isfinite().all() for g in gradients(PRIMITIVE, a))
 
 
 def test_an_additive_mask_of_minus_infinity_hides() -> None:
     a = arguments(N=6, M=70, mask="NM")
     hidden = {**a, "mask": None, "bias": torch.zeros_like(a["mask"], dtype=torch.float64).masked_fill(~a["mask"], -torch.inf)}
-    assert_same(PRIMITIVE(*hidden.values()), PRIMITIVE(*a.values()), 1e-12)
-    assert_same(FORMULA(*hidden.values()), PRIMITIVE(*a.values()), 1e-12)
+    assert_same(PRIMITIVE(**hidden), PRIMITIVE(**a), 1e-12)
+    assert_same(FORMULA(**hidden), PRIMITIVE(**a), 1e-12)
 
 
 @pytest.mark.parametrize("operator", [PRIMITIVE, FORMULA], ids=["kernel", "formula"])
@@ -296,7 +331,7 @@ def test_gradients_of_every_order(options: dict[str, Any], operator: Any) -> Non
     leaves = tuple(a[n].requires_grad_() for n in names)
 
     def function(*values: Tensor) -> Any:
-        return operator(*{**a, **dict(zip(names, values, strict=True))}.values())
+        return operator(**{**a, **dict(zip(names, values, strict=True))})
 
     assert torch.autograd.gradcheck(function, leaves)
     if operator is PRIMITIVE:
@@ -309,17 +344,17 @@ def test_only_the_gradients_that_are_asked_for() -> None:
     weights = torch.arange(1.0, 2 * 2 * 20 * 3 + 1, dtype=torch.float64).view(2, 2, 20, 3).sin()
     for name in "qkv":
         leaf = a[name].clone().requires_grad_()
-        found = torch.autograd.grad((PRIMITIVE(*{**a, name: leaf}.values())[0] * weights).sum(), leaf)[0]
+        found = torch.autograd.grad((PRIMITIVE(**{**a, name: leaf})[0] * weights).sum(), leaf)[0]
         whole = {n: a[n].clone().requires_grad_() for n in "qkv"}
-        expected = torch.autograd.grad((FORMULA(*{**a, **whole}.values())[0] * weights).sum(), whole[name])[0]
+        expected = torch.autograd.grad((FORMULA(**{**a, **whole})[0] * weights).sum(), whole[name])[0]
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
     lse_only = a["k"].clone().requires_grad_()
-    assert torch.autograd.grad(PRIMITIVE(*{**a, "k": lse_only}.values())[1].sum(), lse_only)[0].shape == want["k"].shape
+    assert torch.autograd.grad(PRIMITIVE(**{**a, "k": lse_only})[1].sum(), lse_only)[0].shape == want["k"].shape
     same = a["q"].clone().requires_grad_()  # one tensor in three places
     b = {**a, "q": same, "k": same, "v": same, "offset": 0}
     c = [same.detach().clone().requires_grad_() for _ in range(3)]
-    apart = torch.autograd.grad(FORMULA(*{**b, "q": c[0], "k": c[1], "v": c[2]}.values())[0].square().sum(), c)
-    torch.testing.assert_close(torch.autograd.grad(PRIMITIVE(*b.values())[0].square().sum(), same)[0], sum(apart))
+    apart = torch.autograd.grad(FORMULA(**{**b, "q": c[0], "k": c[1], "v": c[2]})[0].square().sum(), c)
+    torch.testing.assert_close(torch.autograd.grad(PRIMITIVE(**b)[0].square().sum(), same)[0], sum(apart))
 
 
 @pytest.mark.parametrize("options", [{"causal": True, "key_mask": True}, {"position": "table"}, {"position": "rows_and_value_rows"}], ids=str)
@@ -327,14 +362,14 @@ def test_opcheck(options: dict[str, Any]) -> None:
     a = arguments(**options)
     for n in floats(a):
         a[n].requires_grad_()
-    torch.library.opcheck(PRIMITIVE.default, tuple(a.values()))
+    torch.library.opcheck(PRIMITIVE.default, (), a)
 
 
 @pytest.mark.filterwarnings("error")
 def test_vmap_and_func_grad() -> None:
     a = arguments(N=5, M=5, causal=True, key_mask=True)
     q = torch.stack([a["q"], a["q"] * 0.5])
-    call = lambda x: PRIMITIVE(*{**a, "q": x}.values())  # noqa: E731
+    call = lambda x: PRIMITIVE(**{**a, "q": x})  # noqa: E731
     for got, want in zip(torch.vmap(call)(q), zip(*(call(x) for x in q), strict=True), strict=True):
         torch.testing.assert_close(got, torch.stack(want))
     loss = lambda x: call(x)[0].square().sum()  # noqa: E731
@@ -347,7 +382,7 @@ def test_vmap_and_func_grad() -> None:
 def test_empty_sizes() -> None:
     for sizes in ({"B": 0}, {"N": 0}, {"M": 0}):
         a = arguments(**sizes)
-        out, lse = PRIMITIVE(*a.values())
+        out, lse = PRIMITIVE(**a)
         assert out.shape == (*a["q"].shape[:3], 3)
         assert lse.shape == a["q"].shape[:3]
         assert all(g.shape == a[n].shape for g, n in zip(gradients(PRIMITIVE, a), "qkv", strict=True))

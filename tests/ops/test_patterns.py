@@ -52,6 +52,10 @@ def dilated(left: int, right: int, dilation: int) -> Known:
     return Known(patterns.dilated(left, right, dilation), lambda i, j, h: j - i in steps)
 
 
+def block_window(size: int, left: int, right: int) -> Known:
+    return Known(patterns.block_window(size, left, right), lambda i, j, h: i // size * size - left <= j < (i // size + 1) * size + right)
+
+
 def tokens(positions: list[int], rows: bool, columns: bool) -> Known:
     pattern = patterns.global_tokens(positions, rows=rows, columns=columns)
     return Known(pattern, lambda i, j, h: (rows and i in positions) or (columns and j in positions))
@@ -88,6 +92,10 @@ def drawn(*shape: int, density: float = 0.3) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))) < density
 
 
+def shifted(known: Known, by: int) -> Known:
+    return Known(patterns.shifted(known.pattern, by), lambda i, j, h: i >= by and j >= by and known.sees(i - by, j - by, h), known.heads)
+
+
 HEADS = 2
 RULES: list[Known] = [
     *(window(left, right) for left, right in ((0, 0), (5, 0), (3, 9), (-2, 6), (40, -20), (1000, 1000))),
@@ -96,6 +104,7 @@ RULES: list[Known] = [
     *(Known(patterns.fixed(s, c), lambda i, j, h, s=s, c=c: j % s >= s - c) for s, c in ((1, 1), (4, 1), (20, 3), (33, 33), (8, 0))),
     *(dilated(*numbers) for numbers in ((2, 2, 1), (3, 1, 2), (4, 0, 19), (-1, 3, 5), (1, 1, 40))),
     *(Known(patterns.block_diagonal(s), lambda i, j, h, s=s: i // s == j // s) for s in (1, 5, 16, 50)),
+    *(block_window(*numbers) for numbers in ((5, 0, 0), (6, 11, 0), (4, 3, 9), (3, 7, -3), (7, -2, 2), (16, 20, 20), (50, 1, 0))),
     Known(patterns.keys(3, 11), lambda i, j, h: 3 <= j < 11),
     Known(patterns.queries(-5, 4), lambda i, j, h: -5 <= i < 4),
     Known(patterns.global_tokens(3), lambda i, j, h: (i < 3 and i >= 0) or j < 3),
@@ -112,6 +121,8 @@ RULES: list[Known] = [
     dense(drawn(HEADS, 41, 37)),
     dense(torch.zeros(0, 0, dtype=torch.bool)),
 ]
+RULES += [shifted(RULES[at], by) for at, by in ((1, 3), (-1, 2), (-4, 5), (-6, 1))]
+RULES += [shifted(Known(patterns.block_diagonal(6), lambda i, j, h: i // 6 == j // 6), by) for by in (0, 3, 16, 60)]
 SIZES = [(1, 1), (13, 13), (41, 41), (7, 41), (41, 7), (1, 30), (0, 5), (5, 0)]
 
 
@@ -169,6 +180,7 @@ def test_a_rule_lowers_to_the_blocks_it_touches(rule: Known, block: int) -> None
         patterns.causal() & patterns.sliding_window(21, 0),
         patterns.block_diagonal(16) | patterns.keys(0, 8) | patterns.keys(8, 16),
         patterns.global_tokens(3) | patterns.block_diagonal(20),
+        patterns.global_tokens(8) | patterns.shifted(patterns.block_window(16, 1, 1), 8),
         patterns.strided(24) & patterns.causal(),
         patterns.from_dense(drawn(48, 48, density=0.02)),
         patterns.from_blocks(drawn(1, 6, 6), 8),
@@ -246,8 +258,11 @@ ERRORS = [
     ("fixed(4,5)", r"columns must lie in 0\.\.stride"),
     ("dilated(1,1,0)", "dilation must be positive"),
     ("sliding_window(-3,2)", "left \\+ right must not be negative"),
+    ("block_window(3,-2,-2)", "left \\+ size \\+ right must not be negative"),
+    ("block_window(3)", r"must be written block_window\(size,left,right\)"),
     ("block_diagonal(9999999999)", "whole number up to 2\\^31"),
     ("blocks(0,#0)", "block must be positive"),
+    ("shifted(causal())", r"must be written shifted\(rule,by\)"),
     ("", "a rule expected"),
     ("not(" * 300 + "causal()" + ")" * 300, "nested too deeply"),
 ]

@@ -17,11 +17,14 @@ Attention::Outputs Attention::forward(const Options& o, const Parameters&, const
                                           .key_mask = in.key_mask,
                                           .key_lengths = in.key_lengths,
                                           .causal = o.causal,
+                                          .window = o.window,
                                           .bias = in.bias,
                                           .scale = o.scale,
                                           .offset = offset(o.causal_align),
                                           .dropout_keep = in.dropout_keep,
-                                          .dropout = o.dropout});
+                                          .dropout = o.dropout,
+                                          .dropout_seed = in.dropout_seed,
+                                          .softcap = o.softcap});
   return {.out = out, .lse = lse};
 }
 

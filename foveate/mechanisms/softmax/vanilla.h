@@ -29,16 +29,20 @@ assert out.shape == (2, 4, 16, 8) and lse.shape == (2, 4, 16))"};
     CausalAlign causal_align = CausalAlign::bottom_right;
     optional<double> scale;
     double dropout = 0;
+    optional<int64_t> window;
+    optional<double> softcap;
     void fields(auto&& f) {
       f("causal", causal, "a query sees no key after it");
       f("causal_align", causal_align, "bottom_right: the last query meets the last key (decoding); top_left: the first meets the first");
       f("scale", scale, "multiplies q.k, default 1/sqrt(D)");
-      f("dropout", dropout, "probability of dropping an attention weight where dropout_keep is given (paper section 5.4)");
+      f("dropout", dropout, "probability of dropping an attention weight where dropout_keep or dropout_seed is given (paper section 5.4)");
+      f("window", window, "a query sees no key this many positions before it, or more; default no limit");
+      f("softcap", softcap, "scaled products become softcap tanh(product / softcap); default no cap");
     }
   };
   struct Inputs {
     Tensor q, k, v;
-    optional<Tensor> mask, key_mask, key_lengths, bias, dropout_keep;
+    optional<Tensor> mask, key_mask, key_lengths, bias, dropout_keep, dropout_seed;
     void fields(auto&& f) {
       f("q", q, "[B,H,N,D] queries");
       f("k", k, "[B,Hk,M,D] keys; Hk divides H");
@@ -48,6 +52,7 @@ assert out.shape == (2, 4, 16, 8) and lse.shape == (2, 4, 16))"};
       f("key_lengths", key_lengths, "int [B] number of keys of each sequence");
       f("bias", bias, "[...] added to the scaled scores, broadcastable to [B,H,N,M]");
       f("dropout_keep", dropout_keep, "bool [B,H,N,M] the draw of dropout: True where a weight is kept");
+      f("dropout_seed", dropout_seed, "int [] seed of the draw, where dropout_keep is absent");
     }
   };
   struct Outputs {

@@ -49,9 +49,22 @@ def _set(size: Size) -> dict[str, Any]:
     return {"dim": size.width, "num_heads": size.heads}
 
 
+def _star(size: Size) -> dict[str, Any]:
+    return {"embed_dim": size.width, "num_layers": 1, "num_heads": size.heads, "head_dim": size.width // size.heads}
+
+
 def _efficient_block(size: Size) -> dict[str, Any]:
     half = size.width // 2  # as wide as the non-local block's inner width
     return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
+
+
+def _near(size: Size, most: int) -> int:
+    """What a name says, but no more than an eighth of a short sequence: a window that sees everything would show nothing."""
+    return min(most, max(4, size.length // 8))
+
+
+def _local(size: Size) -> dict[str, Any]:
+    return {"block_length": _near(size, 64), "filter_width": _near(size, 64)}
 
 
 ROWS: tuple[Row, ...] = (
@@ -68,13 +81,38 @@ ROWS: tuple[Row, ...] = (
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
     Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
     Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
+    Row(
+        "LongformerAttention",
+        "Longformer (window 128, 16 global)",
+        "qkv",
+        "approximate",
+        lambda size: _global(size, "window", "global_tokens"),
+    ),
+    Row("BigBirdAttention", "BigBird (blocks of 64)", "qkv", "approximate", lambda size: {"block": _near(size, 64), "seed": 0}),
+    Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", lambda size: _etc(size, 64)),
+    Row("BlockwiseAttention", "Blockwise (2 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 2)),
+    Row("BlockwiseAttention", "Blockwise (3 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 3)),
+    Row("ImageTransformerAttention", "Image Transformer (blocks of 64, 64 each side)", "qkv", "approximate", _local),
+    Row("JukeboxAttention", "Jukebox (row)", "qkv", "approximate", lambda size: _jukebox(size, "block")),
+    Row("JukeboxAttention", "Jukebox (column)", "qkv", "approximate", lambda size: _jukebox(size, "transpose_block")),
+    Row("JukeboxAttention", "Jukebox (previous row)", "qkv", "approximate", lambda size: _jukebox(size, "prev_block")),
+    Row("GMATAttention", "GMAT (chunks of 128, memory 16)", "qkv", "approximate", lambda size: _global(size, "chunk", "memory")),
+    Row("RetinaAttention", "Multi-scale retina (causal)", "qkv", "different", lambda size: {"scales": [1, 4, 16], "windows": [16, 16]}),
+    Row("DietAttention", "Diet (cascade, layer 4, causal)", "qkv", "different", lambda size: {"layer": 4}),
+    Row("DietAttention", "Diet (dilated with memory, layer 4, causal)", "qkv", "different", lambda size: {"layer": 4, "pattern": "dilated_mem"}),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
     Row("LinformerMultiheadAttention", "Linformer layer (rank 128)", "vectors", "different", lambda size: _layer(size) | _linformer(size, "linear")),
+    Row("LongformerSelfAttention", "Longformer layer (window 128)", "vectors", "different", lambda size: _layer(size) | {"window": 128}),
+    Row("BigBirdSelfAttention", "BigBird layer (blocks of 64)", "vectors", "different", _layer),
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
+    Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
+    Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(size)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
+    Row("BPTransformerBlock", "BP-Transformer block", "vectors", "different", lambda size: _layer(size) | {"inner_dim": size.width}),
+    Row("StarTransformer", "Star-Transformer (one cycle)", "vectors", "different", _star),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
@@ -85,12 +123,26 @@ ROWS: tuple[Row, ...] = (
 
 # Why a form has no row, where it is not for its input.
 REASONS = {
+    "BPTransformer": "is a whole model",
     "PMA": "pools a sequence into a few vectors",
+    "ImageTransformerGridAttention": "takes queries, keys and values of an image",
     "RotaryEmbedding": "is a part of RotaryAttention",
     "NonLocalAttention": "is exact attention with a scale of its own",
+    "LongformerBlockAttention": "is Longformer by blocks",
+    "BigBirdBlockAttention": "is BigBird with the first blocks global",
+    "JukeboxTransformer": "is a whole model",
+    "GlobalLocalAttention": "takes a second, global stream",
+    "GlobalLocalTransformerLayers": "takes a second, global stream",
+    "GMATEncoder": "is a whole model",
+    "GMATCompression": "is a whole model",
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
+    "DietEncoder": "is a whole model",
+    "DietLanguageModel": "is a whole model",
+    "MultiScaleTopDown": "is a whole model",
+    "MultiScaleBottomUp": "is a whole model",
+    "MultiScaleRetina": "is a whole model",
 }
 
 
@@ -106,6 +158,27 @@ def _linformer(size: Size, kind: str) -> dict[str, Any]:
 def _sparse(size: Size, pattern: str) -> dict[str, Any]:
     """The stride is about the root of the length, as in the paper."""
     return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
+
+
+def _etc(size: Size, most: int) -> dict[str, Any]:
+    """The first tokens stand for the extra ones."""
+    return {"construction": "etc", "block": _near(size, 64), "num_extra_globals": _near(size, most), "seed": 0}
+
+
+def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
+    """One head in six for each shift, as in the paper, if there are as many."""
+    shifted = max(1, size.heads // 6) if size.heads >= blocks else 0
+    return {"num_blocks": blocks, "heads_per_permutation": [size.heads - shifted * (blocks - 1), *[shifted] * (blocks - 1)]}
+
+
+def _global(size: Size, near: str, globals_: str) -> dict[str, Any]:
+    """128 tokens near, 16 that all see."""
+    return {near: _near(size, 128), globals_: _near(size, 16)}
+
+
+def _jukebox(size: Size, pattern: str) -> dict[str, Any]:
+    """As many rows as columns, about."""
+    return {"pattern": pattern, "block_length": 2 ** round(math.log2(size.length) / 2)}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:

@@ -1,0 +1,21 @@
+// Scratch for one task.
+#pragma once
+#include "kernels/vec.h"
+
+namespace foveate::kernels::CPU_CAPABILITY {
+namespace {
+
+/// Scratch handed out piece by piece; of a null scratch only the size.
+template <class scalar> struct Room {
+  scalar* base;
+  long taken = 0;
+  explicit Room(scalar* scratch) : base(scratch) {}
+  scalar* take(long count) {
+    const long at = taken;
+    taken += (count + 15) / 16 * 16;
+    return base ? base + at : nullptr;
+  }
+};
+
+}  // namespace
+}  // namespace foveate::kernels::CPU_CAPABILITY

@@ -1,0 +1,119 @@
+#include <foveate/linear_attention_cpu.h>
+
+#include "kernels/linear.h"
+
+#include <foveate/linear_attention.h>
+#include <foveate/linear_attention_formula.h>
+#include <foveate/prepared.h>
+
+namespace foveate::ops {
+namespace {
+
+template <class scalar> const kernels::LinearEngine<scalar>& engine() {
+  if constexpr (std::is_same_v<scalar, double>) return *cpu_kernels().linear_double;
+  else return *cpu_kernels().linear_float;
+}
+
+struct Arguments {
+  Tensor q, k, v;
+  optional<Tensor> key_mask, log_decay, S, z;
+  int64_t offset;
+  std::string_view normalizer;
+  double eps;
+};
+
+template <class scalar> kernels::Linear<scalar> prepared(const Arguments& c, Alive& alive) {
+  const auto divisor = registry::find_choice("linear_attention: normalizer", c.normalizer, names<Normalizer>.data(), names<Normalizer>.size());
+  static_assert(static_cast<int>(kernels::Divisor::guard) == static_cast<int>(Normalizer::guard));
+  return {.B = c.q.size(0),
+          .H = c.q.size(1),
+          .Hk = c.k.size(1),
+          .N = c.q.size(2),
+          .M = c.k.size(2),
+          .F = c.k.size(3),
+          .Dv = c.v.size(3),
+          .q = alive.kept_rows(c.q),
+          .k = alive.kept_rows(c.k),
+          .v = alive.kept_rows(c.v),
+          .offset = c.offset,
+          .key_mask = alive.bytes(c.key_mask),
+          .log_decay = alive.numbers<scalar>(c.log_decay),
+          .S = alive.numbers<scalar>(c.S),
+          .z = alive.numbers<scalar>(c.z),
+          .divisor = static_cast<kernels::Divisor>(divisor),
+          .eps = static_cast<scalar>(c.eps)};
+}
+
+template <class scalar> std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& c) {
+  Alive alive(c.q);
+  auto a = prepared<scalar>(c, alive);
+  const Tensor out = at::empty({a.B, a.H, a.N, a.Dv}, alive.options), S = at::empty({a.B, a.Hk, a.F, a.Dv}, alive.options),
+               z = at::empty({a.B, a.Hk, a.F}, alive.options);
+  a.out = out.mutable_data_ptr<scalar>();
+  a.S_after = S.mutable_data_ptr<scalar>();
+  a.z_after = z.mutable_data_ptr<scalar>();
+  const auto& run = engine<scalar>();
+  alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.forward_room(a), run.forward);
+  return {out.to(c.q.scalar_type()), S, z};
+}
+
+template <class scalar> std::vector<Tensor> backward(const Backward& call, const Arguments& c) {
+  Alive alive(c.q);
+  auto a = prepared<scalar>(c, alive);
+  const auto& run = engine<scalar>();
+  const auto zeros_like = [&](const Tensor& t) { return at::zeros(t.sizes(), alive.options); };
+  const Tensor &out = call.results[0], &S = call.results[1], &z = call.results[2];
+  a.out = const_cast<scalar*>(alive.numbers<scalar>(out));    // NOLINT: read only in the backward
+  a.S_after = const_cast<scalar*>(alive.numbers<scalar>(S));  // NOLINT
+  a.z_after = const_cast<scalar*>(alive.numbers<scalar>(z));  // NOLINT
+  const auto given = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };
+  a.d_out = alive.kept_rows(call.gradients[0].defined() ? call.gradients[0] : zeros_like(out));
+  a.d_S_after = alive.numbers<scalar>(given(call.gradients[1]));
+  a.d_z_after = alive.numbers<scalar>(given(call.gradients[2]));
+  const Tensor d_q = zeros_like(c.q), d_k = zeros_like(c.k), d_v = zeros_like(c.v), d_S = zeros_like(S), d_z = zeros_like(z);
+  const Tensor d_log_decay = c.log_decay ? zeros_like(*c.log_decay) : Tensor();
+  a.d_q = d_q.mutable_data_ptr<scalar>();
+  a.d_k = d_k.mutable_data_ptr<scalar>();
+  a.d_v = d_v.mutable_data_ptr<scalar>();
+  a.d_S = d_S.mutable_data_ptr<scalar>();
+  a.d_z = d_z.mutable_data_ptr<scalar>();
+  a.d_log_decay = c.log_decay ? d_log_decay.mutable_data_ptr<scalar>() : nullptr;
+  a.d_sums = alive.room<scalar>({a.B, a.H, a.N, padded(a.Dv + 1, run.vector)});
+  alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.backward_room(a), run.backward);
+
+  std::vector<Tensor> found;
+  std::size_t next = 0;
+  const auto give = [&](const optional<Tensor>& t, const Tensor& gradient) {
+    if (t && call.wanted[next++]) found.push_back(gradient.to(t->scalar_type()));
+  };
+  give(c.q, d_q);
+  give(c.k, d_k);
+  give(c.v, d_v);
+  give(c.key_mask, {});
+  give(c.log_decay, d_log_decay);
+  give(c.S, d_S);
+  give(c.z, d_z);
+  return found;
+}
+
+bool on_the_engine(const Arguments& c, bool causal) { return causal && c.q.numel() > 0 && c.k.numel() > 0 && c.v.numel() > 0; }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
+                                                        const optional<Tensor>& log_decay, const optional<Tensor>& S, const optional<Tensor>& z,
+                                                        Size offset, bool causal, std::string_view normalizer, double eps) {
+  const Arguments c{q, k, v, key_mask, log_decay, S, z, offset.expect_int(), normalizer, eps};
+  if (!on_the_engine(c, causal)) return linear_attention_formula(q, k, v, key_mask, log_decay, S, z, offset, causal, normalizer, eps);
+  return q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
+}
+
+Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> key_mask, optional<Tensor> log_decay,
+                                        optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, const std::string& normalizer, double eps) {
+  const Arguments c{std::move(q), std::move(k), std::move(v),        std::move(key_mask), std::move(log_decay),
+                    std::move(S), std::move(z), offset.expect_int(), normalizer,          eps};
+  if (!on_the_engine(c, causal)) return std::nullopt;
+  return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
+}
+
+}  // namespace foveate::ops

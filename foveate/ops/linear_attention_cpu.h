@@ -1,0 +1,18 @@
+// foveate::_linear_attention on the CPU: the linear engine where it is causal, products of matrices elsewhere.
+#pragma once
+#include <foveate/op.h>
+
+#include <string>
+#include <string_view>
+#include <tuple>
+
+namespace foveate::ops {
+
+std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
+                                                        const optional<Tensor>& log_decay, const optional<Tensor>& S, const optional<Tensor>& z,
+                                                        Size offset, bool causal, std::string_view normalizer, double eps);
+
+Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> key_mask, optional<Tensor> log_decay,
+                                        optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, const std::string& normalizer, double eps);
+
+}  // namespace foveate::ops

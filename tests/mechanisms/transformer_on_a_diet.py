@@ -1,0 +1,90 @@
+"""Transformer on a Diet: attention to fixed distances, and the encoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.contract import Case, call
+
+QKV = {"B": 2, "H": 2, "N": 23, "D": 4, "Dv": 3}
+SMALL = {"B": 1, "H": 1, "N": 6, "D": 2, "Dv": 2}
+SEQUENCE = {"B": 2, "N": 13, "E": 8}
+ENCODER = {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "ff_dim": 6}
+TINY = {"B": 1, "N": 4}
+LENGTHS: Any = {"valid_length": lambda s, g: torch.randint(1, s["N"] + 1, (s["B"],), generator=g)}
+KEYS: Any = {"key_mask": lambda s, g: torch.rand(s["B"], s["N"], generator=g) < 0.8}
+
+
+IDS: Any = {"ids": lambda s, g: torch.randint(0, 4, (s["B"], s["N"]), generator=g)}
+
+
+def _keep(layers: int, heads: int) -> Any:
+    return {"weight_keep": lambda s, g: torch.rand(layers, s["B"], heads, s["N"], generator=g) < 0.7}
+
+
+CASES = [
+    Case("diet_attention", QKV, {"layer": 1}, causal=True, gradcheck=SMALL),
+    Case("diet_attention", QKV, {"pattern": "dilated", "layer": 2}, causal=True, gradcheck=SMALL),
+    Case("diet_attention", QKV, {"pattern": "dilated_mem", "layer": 2, "scale": 0.3}, causal=True, gradcheck=SMALL),
+    Case("diet_attention", QKV, {"pattern": "full"}, given=("valid_length", "key_mask"), make=LENGTHS | KEYS, mask="valid_length", gradcheck=SMALL),
+    Case("diet_attention", QKV, {"weight_dropout": 0.3}, name="drawn", given=("weight_keep", "key_mask"), make=KEYS, mask="key_mask",
+         gradcheck=SMALL),
+    Case("diet_encoder", SEQUENCE, {**ENCODER, "pattern": "dilated_mem", "use_layer_norm": True}, causal=True, gradcheck=TINY),
+    Case("diet_encoder", SEQUENCE, {**ENCODER, "first_window_size": 2, "scaled": False, "positions": "unpaired"}, causal=True, gradcheck=TINY),
+    Case("diet_encoder", SEQUENCE, {**ENCODER, "pattern": "dilated", "use_residual": False, "dropout": 0.3, "weight_dropout": 0.3}, name="drawn",
+         given=("valid_length", "weight_keep"), make=LENGTHS | _keep(2, 2), mask="valid_length", hidden_is_zero=False, gradcheck=TINY),
+    Case("diet_language_model", {"B": 2, "N": 11}, {**ENCODER, "vocab_size": 5}, make=IDS, causal=True, gradcheck=TINY),
+    Case("diet_language_model", {"B": 2, "N": 11},
+         {**ENCODER, "vocab_size": 5, "pattern": "dilated", "use_layer_norm": True, "dropout": 0.2, "output_dropout": 0.4}, given=("key_mask",),
+         make=IDS | KEYS, gradcheck=TINY),
+]  # fmt: skip
+
+LAYER = {
+    "attention_cell.proj_query.weight": "attention.query.weight",
+    "attention_cell.proj_key.weight": "attention.key.weight",
+    "attention_cell.proj_value.weight": "attention.value.weight",
+    "proj.weight": "attention.out.weight",
+    "layer_norm.gamma": "attention_norm.weight",
+    "layer_norm.beta": "attention_norm.bias",
+    "ffn.ffn_1.weight": "feed_forward.up.weight",
+    "ffn.ffn_1.bias": "feed_forward.up.bias",
+    "ffn.ffn_2.weight": "feed_forward.down.weight",
+    "ffn.ffn_2.bias": "feed_forward.down.bias",
+    "ffn.layer_norm.gamma": "feed_forward_norm.weight",
+    "ffn.layer_norm.beta": "feed_forward_norm.bias",
+}
+
+
+def _name(theirs: str) -> str:
+    """The authors' name of a parameter of the encoder -> ours."""
+    if theirs.startswith("transformer_cells."):
+        _, layer, rest = theirs.split(".", 2)
+        return f"layers.{layer}.{LAYER[rest]}"
+    return {"layer_norm.gamma": "norm.weight", "layer_norm.beta": "norm.bias"}[theirs]
+
+
+def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`level` is the form. The authors' positions are unpaired; their flags are off where they are not given."""
+    distances = ("pattern", "kernel_size", "d_base", "first_window_size", "window_size_multiplier")
+    chosen = {n: options[n] for n in distances if n in options}
+    if options["level"] == "attention":
+        q = t["input.q"]
+        scale = None if options.get("scaled") else 1.0
+        inputs = {n: t[f"input.{n}"] for n in ("q", "k", "v", "valid_length") if f"input.{n}" in t}
+        out = call("diet_attention", inputs, layer=options["layer"], scale=scale, **chosen)
+        return {"output.out": out, "output.mask": _seen(q.shape[2], layer=options["layer"], **chosen)}
+    x = t["input.x"]
+    parameters = {_name(n.removeprefix("param.")): p for n, p in t.items() if n.startswith("param.")}
+    inputs = {n: t[f"input.{n}"] for n in ("x", "valid_length") if f"input.{n}" in t}
+    flags = {n: bool(options.get(n, False)) for n in ("scaled", "use_residual", "use_layer_norm")}
+    sizes = {"embed_dim": x.shape[-1], "ff_dim": options["hidden_size"], "num_heads": options["num_heads"], "num_layers": options["num_layers"]}
+    out = call("diet_encoder", inputs, parameters, training=False, positions="unpaired", **sizes, **flags, **chosen)
+    return {"output.out": out, "output.masks": torch.stack([_seen(x.shape[1], layer=layer, **chosen) for layer in range(options["num_layers"])])}
+
+
+def _seen(n: int, **options: Any) -> Tensor:
+    """Which keys each query sees: those whose value it takes."""
+    q = torch.zeros(1, 1, n, 1, dtype=torch.float64)
+    values = torch.eye(n, dtype=torch.float64)[None, None]
+    return (call("diet_attention", {"q": q, "k": q, "v": values}, **options)[0, 0] > 0).long()
