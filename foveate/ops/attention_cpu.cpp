@@ -89,10 +89,12 @@ template <class scalar> struct Prepared : Alive {
   void pack(bool backward) {
     const int64_t tiles = a.B * a.Hk * key_tiles();
     a.keys_across = room(tiles * a.D * key_tile);
-    a.values = room(tiles * key_tile * wide());
+    a.whole_values = whole_rows(a.v, a.Dv, wide());
+    a.values = a.whole_values ? as_it_lies(a.v) : room(tiles * key_tile * wide());
     if (backward) {
       a.values_across = room(tiles * a.Dv * key_tile);
-      a.keys = room(tiles * key_tile * deep());
+      a.whole_keys = whole_rows(a.k, a.D, deep());
+      a.keys = a.whole_keys ? as_it_lies(a.k) : room(tiles * key_tile * deep());
     }
     at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
   }
@@ -103,6 +105,14 @@ template <class scalar> struct Prepared : Alive {
 
  private:
   std::shared_ptr<const PatternTiles> pattern_;
+
+  /// Whether rows lie as pack() would put them.
+  bool whole_rows(const kernels::Rows& rows, int64_t width, int64_t padded_width) const {
+    const bool of_our_type = rows.kind == (std::is_same_v<scalar, double> ? kernels::Kind::float64 : kernels::Kind::float32);
+    return of_our_type && !rows.index && width == padded_width && a.M % key_tile == 0 && rows.row == width && rows.head == a.M * width &&
+           (a.B == 1 || rows.batch == a.Hk * rows.head);
+  }
+  static scalar* as_it_lies(const kernels::Rows& rows) { return static_cast<scalar*>(const_cast<void*>(rows.data)); }  // NOLINT: read only
 
   /// Which tiles of keys hold one that takes part: [B,tiles].
   const unsigned char* some_in_tiles(const Tensor& mask) {
