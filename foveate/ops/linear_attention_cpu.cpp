@@ -96,7 +96,46 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   return found;
 }
 
-bool on_the_engine(const Arguments& c, bool causal) { return causal && c.q.numel() > 0 && c.k.numel() > 0 && c.v.numel() > 0; }
+/// Without causality: products of matrices. Hidden keys, and what they hold, are 0.
+std::vector<Tensor> whole_backward(const Backward& call, const Arguments& c) {
+  const auto type = accumulation_type(c.q.scalar_type());
+  const auto normalizer = static_cast<Normalizer>(
+      registry::find_choice("linear_attention: normalizer", c.normalizer, names<Normalizer>.data(), names<Normalizer>.size()));
+  const int64_t Hk = c.k.size(1);
+  const auto grouped = [&](const Tensor& x) { return x.to(type).unflatten(1, {Hk, -1}).flatten(2, 3); };  // [B,Hk,G*N,*]
+  const auto shown = [&](const Tensor& x) {
+    return c.key_mask ? x.to(type).masked_fill(c.key_mask->logical_not().unsqueeze(1).unsqueeze(3), 0) : x.to(type);
+  };
+  const Tensor q = grouped(c.q), k = shown(c.k), v = shown(c.v), out = grouped(call.results[0]);
+  const Tensor S = call.results[1].to(type), z = call.results[2].to(type).unsqueeze(-1);  // after all keys: what every query sees
+  const Tensor d_out = call.gradients[0].defined() ? grouped(call.gradients[0]) : at::zeros_like(out);
+  // out = q S / d(q z): the gradients of q S, and of q z.
+  const auto [divided, slope] = divisor_and_slope(at::matmul(q, z), normalizer, c.eps);  // [B,Hk,G*N,1]
+  const Tensor d_n = normalizer == Normalizer::none ? d_out : d_out / divided;
+  const Tensor d_z = normalizer == Normalizer::none ? Tensor() : (d_n * out).sum(-1, true).neg_() * slope;
+  Tensor d_q = at::matmul(d_n, S.transpose(-1, -2)), d_S = at::matmul(q.transpose(-1, -2), d_n), d_keys = at::zeros_like(z);
+  if (d_z.defined()) {
+    d_q = d_q + d_z * z.transpose(-1, -2);
+    d_keys = at::matmul(q.transpose(-1, -2), d_z);
+  }
+  if (call.gradients[1].defined()) d_S = d_S + call.gradients[1];
+  if (call.gradients[2].defined()) d_keys = d_keys + call.gradients[2].unsqueeze(-1);
+  std::vector<Tensor> found;
+  std::size_t next = 0;
+  const auto give = [&](const optional<Tensor>& t, const auto& gradient) {
+    if (t && call.wanted[next++]) found.push_back(gradient().to(t->scalar_type()).contiguous());
+  };
+  give(c.q, [&] { return d_q.unflatten(2, {c.q.size(1) / Hk, -1}).flatten(1, 2); });
+  give(c.k, [&] { return shown(at::matmul(v, d_S.transpose(-1, -2)) + d_keys.transpose(-1, -2)); });
+  give(c.v, [&] { return shown(at::matmul(k, d_S)); });
+  give(c.key_mask, [&] { return Tensor(); });
+  give(c.S, [&] { return d_S; });
+  give(c.z, [&] { return d_keys.squeeze(-1); });
+  return found;
+}
+
+bool empty(const Arguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0; }
+bool on_the_engine(const Arguments& c, bool causal) { return causal && !empty(c); }
 
 }  // namespace
 
@@ -112,7 +151,8 @@ Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k
                                         optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, const std::string& normalizer, double eps) {
   const Arguments c{std::move(q), std::move(k), std::move(v),        std::move(key_mask), std::move(log_decay),
                     std::move(S), std::move(z), offset.expect_int(), normalizer,          eps};
-  if (!on_the_engine(c, causal)) return std::nullopt;
+  if (empty(c)) return std::nullopt;
+  if (!causal) return whole_backward(call, c);
   return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
 }
 
