@@ -99,7 +99,7 @@ Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const 
   auto stack = call("foveate::_attention", AttentionArguments{.q = q,
                                                               .k = k,
                                                               .v = v,
-                                                              .pattern = pattern.expression,
+                                                              .pattern = pattern.expression.empty() ? "-" : pattern.expression,
                                                               .tables = pattern.tables,
                                                               .mask = o.mask,
                                                               .key_mask = key_mask,

@@ -19,6 +19,9 @@ struct AttentionArguments {
   double dropout = 0;
   optional<double> softcap;
 
+  /// "-" shows every key, too: inductor turns an empty string into None.
+  bool patterned() const { return !pattern.empty() && pattern != "-"; }
+
   void fields(auto&& f) {
     f("q", q, "queries");
     f("k", k, "keys");

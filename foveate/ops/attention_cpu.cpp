@@ -77,7 +77,7 @@ template <class scalar> struct Prepared : Alive {
     }
     a.kept_share = static_cast<scalar>(1 / (1 - c.dropout));
     a.splits = 1;
-    if (!c.pattern.empty()) see(pattern_tiles({c.pattern, c.tables}, a.H, a.N, a.M, a.offset));
+    if (c.patterned()) see(pattern_tiles({c.pattern, c.tables}, a.H, a.N, a.M, a.offset));
   }
 
   int64_t key_tiles() const { return tiles_of(a.M, key_tile); }

@@ -116,7 +116,7 @@ AttentionArguments in_line(const AttentionArguments& c) {
 
 OutAndLse attention_formula(const AttentionArguments& c) {
   if (c.q_index || c.k_index) return attention_formula(in_line(c));
-  if (!c.pattern.empty()) return sparse_attention_formula(c);
+  if (c.patterned()) return sparse_attention_formula(c);
   const auto type = accumulation_type(c.q.scalar_type());
   const int64_t B = c.q.size(0), H = c.q.size(1), N = c.q.size(2), M = c.k.size(2);
   const Tensor q = c.q.to(type), k = repeat_heads(c.k, H).to(type), v = repeat_heads(c.v, H).to(type);
