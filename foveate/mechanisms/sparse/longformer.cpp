@@ -5,6 +5,7 @@
 #include <foveate/sparse_attention.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 
 namespace foveate {
