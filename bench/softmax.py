@@ -107,7 +107,7 @@ def relative(dtype: torch.dtype) -> Iterator[Row]:
     published = partial(with_relative_rows, rows=table)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.ops.foveate._attention(q, k, v, "", [], rows=table, origin=N - 1, scale=D**-0.5)[0]  # type: ignore[no-any-return]
+        return torch.ops.foveate._attention(q, k, v, [], rows=table, origin=N - 1, scale=D**-0.5)[0]  # type: ignore[no-any-return]
 
     x, y = heads(N, dtype), heads(N, dtype, grad=True)
     work = PAIR * N * N

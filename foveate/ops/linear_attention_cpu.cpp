@@ -81,18 +81,18 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   a.d_sums = alive.room<scalar>({a.B, a.H, a.N, padded(a.Dv + 1, run.vector)});
   alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.backward_room(a), run.backward);
 
+  Wanted wanted(call);
   std::vector<Tensor> found;
-  std::size_t next = 0;
-  const auto give = [&](const optional<Tensor>& t, const Tensor& gradient) {
-    if (t && call.wanted[next++]) found.push_back(gradient.to(t->scalar_type()));
+  const auto add = [&](const optional<Tensor>& argument, const Tensor& gradient) {
+    give(found, wanted(argument), argument, [&] { return gradient; });
   };
-  give(c.q, d_q);
-  give(c.k, d_k);
-  give(c.v, d_v);
-  give(c.key_mask, {});
-  give(c.log_decay, d_log_decay);
-  give(c.S, d_S);
-  give(c.z, d_z);
+  add(c.q, d_q);
+  add(c.k, d_k);
+  add(c.v, d_v);
+  add(c.key_mask, {});
+  add(c.log_decay, d_log_decay);
+  add(c.S, d_S);
+  add(c.z, d_z);
   return found;
 }
 
@@ -120,22 +120,19 @@ std::vector<Tensor> whole_backward(const Backward& call, const Arguments& c) {
   }
   if (call.gradients[1].defined()) d_S = d_S + call.gradients[1];
   if (call.gradients[2].defined()) d_keys = d_keys + call.gradients[2].unsqueeze(-1);
+  Wanted wanted(call);
   std::vector<Tensor> found;
-  std::size_t next = 0;
-  const auto give = [&](const optional<Tensor>& t, const auto& gradient) {
-    if (t && call.wanted[next++]) found.push_back(gradient().to(t->scalar_type()).contiguous());
-  };
-  give(c.q, [&] { return d_q.unflatten(2, {c.q.size(1) / Hk, -1}).flatten(1, 2); });
-  give(c.k, [&] { return shown(at::matmul(v, d_S.transpose(-1, -2)) + d_keys.transpose(-1, -2)); });
-  give(c.v, [&] { return shown(at::matmul(k, d_S)); });
-  give(c.key_mask, [&] { return Tensor(); });
-  give(c.S, [&] { return d_S; });
-  give(c.z, [&] { return d_keys.squeeze(-1); });
+  const auto add = [&](const optional<Tensor>& argument, const auto& gradient) { give(found, wanted(argument), argument, gradient); };
+  add(c.q, [&] { return d_q.unflatten(2, {c.q.size(1) / Hk, -1}).flatten(1, 2); });
+  add(c.k, [&] { return shown(at::matmul(v, d_S.transpose(-1, -2)) + d_keys.transpose(-1, -2)); });
+  add(c.v, [&] { return shown(at::matmul(k, d_S)); });
+  add(c.key_mask, [] { return Tensor(); });
+  add(c.S, [&] { return d_S; });
+  add(c.z, [&] { return d_keys.squeeze(-1); });
   return found;
 }
 
 bool empty(const Arguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0; }
-bool on_the_engine(const Arguments& c, bool causal) { return causal && !empty(c); }
 
 }  // namespace
 
@@ -143,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const T
                                                         const optional<Tensor>& log_decay, const optional<Tensor>& S, const optional<Tensor>& z,
                                                         Size offset, bool causal, std::string_view normalizer, double eps) {
   const Arguments c{q, k, v, key_mask, log_decay, S, z, offset.expect_int(), normalizer, eps};
-  if (!on_the_engine(c, causal)) return linear_attention_formula(q, k, v, key_mask, log_decay, S, z, offset, causal, normalizer, eps);
+  if (!causal || empty(c)) return linear_attention_formula(q, k, v, key_mask, log_decay, S, z, offset, causal, normalizer, eps);
   return q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
 }
 
