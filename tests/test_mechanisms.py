@@ -59,7 +59,7 @@ def test_opcheck(case: Case) -> None:
     layer = case.layer()
     arguments = layer._arguments()
     first = next(other for other in CASES if other.form == case.form)
-    checks = opcheck_kinds if case is first else opcheck_kinds[:3]  # what is left traces the operator whole, which takes seconds
+    checks = opcheck_kinds if case is first else opcheck_kinds[:3]  # the last traces the operator and its gradient: seconds a case
     torch.library.opcheck(getattr(torch.ops.foveate, case.form).default, (), {**inputs, **arguments}, test_utils=checks)
 
 
