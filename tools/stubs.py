@@ -28,9 +28,10 @@ from torch import Tensor
 def annotation(field: Field) -> str:
     """`Tensor | None`, `int`, `Literal["sum", "mean"]`."""
     base = field.type.removesuffix("?")
-    kind = f"list[{base[:-2].replace('?', ' | None')}]" if base.endswith("[]") else base
+    one = base.removesuffix("[]").replace("?", " | None")
     if field.choices:
-        kind = f"Literal[{', '.join(quoted(choice) for choice in field.choices)}]"
+        one = f"Literal[{', '.join(quoted(choice) for choice in field.choices)}]"
+    kind = f"list[{one}]" if base.endswith("[]") else one
     return kind + " | None" if field.optional else kind
 
 

@@ -39,6 +39,7 @@ Pattern strided(int64_t stride) { return {c10::str("strided(", stride, ')')}; }
 Pattern fixed(int64_t stride, int64_t columns) { return {c10::str("fixed(", stride, ',', columns, ')')}; }
 Pattern dilated(int64_t left, int64_t right, int64_t dilation) { return {c10::str("dilated(", left, ',', right, ',', dilation, ')')}; }
 Pattern block_diagonal(int64_t size) { return {c10::str("block_diagonal(", size, ')')}; }
+Pattern staircase(int64_t step, int64_t first) { return {c10::str("staircase(", step, ',', first, ')')}; }
 Pattern block_window(int64_t size, int64_t left, int64_t right) { return {c10::str("block_window(", size, ',', left, ',', right, ')')}; }
 Pattern keys(int64_t first, int64_t last) { return {c10::str("keys(", first, ',', last, ')')}; }
 Pattern queries(int64_t first, int64_t last) { return {c10::str("queries(", first, ',', last, ')')}; }

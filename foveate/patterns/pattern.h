@@ -41,6 +41,8 @@ FOVEATE_API Pattern dilated(int64_t left, int64_t right, int64_t dilation);
 FOVEATE_API Pattern block_diagonal(int64_t size);
 /// From `left` positions before the run of `size` positions in which i lies to `right` positions behind it
 FOVEATE_API Pattern block_window(int64_t size, int64_t left, int64_t right);
+/// Keys of which each stands for `step` positions: step j + first <= i, so first = step - 1 shows those that are complete at i
+FOVEATE_API Pattern staircase(int64_t step, int64_t first);
 
 /// Keys first <= j < last, for every query
 FOVEATE_API Pattern keys(int64_t first, int64_t last);

@@ -217,6 +217,24 @@ struct BlockWindow final : Rule {
   }
 };
 
+/// A key stands for `step` positions, the first of them `first` before the query that first sees it: step j + first <= i.
+struct Staircase final : Rule {
+  int64_t step, first;
+  explicit Staircase(const Arguments& a) {
+    a.need(2, 0, "staircase(step,first)");
+    step = a.numbers[0];
+    first = a.numbers[1];
+    a.need(step > 0, "step must be positive");
+  }
+  Tensor test(const Coordinates& at, Tables) const override { return at.j * step + first <= at.i; }
+  Seer lower(Tables) const override {
+    return [*this](const Run& r) {
+      const auto seen_by = [&](int64_t i) { return interval(0, c10::div_floor_integer(i - first, step) + 1, r.keys); };
+      return Seen{.some = seen_by(r.last - 1), .every = seen_by(r.first)};
+    };
+  }
+};
+
 /// Positions first <= x < last, or those of a table int [P]; of keys or of queries.
 struct Places final : Rule {
   bool of_keys;
@@ -503,6 +521,7 @@ const std::map<std::string, Maker, std::less<>>& makers() {
       {"dilated", make<Dilated>},
       {"block_diagonal", make<BlockWindow>},
       {"block_window", make<BlockWindow>},
+      {"staircase", make<Staircase>},
       {"keys", make<Places>},
       {"queries", make<Places>},
       {"heads", make<Heads>},

@@ -126,7 +126,8 @@ struct Describe {
     } else {
       Field field{.name = path, .type = schema_type<T>(), .text = std::string(text), .role = role};
       if (role != Role::required) field.value = default_value(member);
-      if constexpr (std::is_enum_v<T>) field.choices.assign(names<T>.begin(), names<T>.end());
+      using Choice = inner<inner<T>>;  // also of a list, and of a list that may be absent
+      if constexpr (std::is_enum_v<Choice>) field.choices.assign(names<Choice>.begin(), names<Choice>.end());
       leaves.push_back(std::move(field));
     }
   }
@@ -170,7 +171,11 @@ struct Read {
     else if constexpr (std::is_same_v<T, Size>) return value.toSymInt();
     else if constexpr (std::is_same_v<T, double>) return value.toDouble();
     else if constexpr (std::is_same_v<T, std::vector<int64_t>>) return value.toIntVector();
-    else return value.toStringRef();
+    else if constexpr (is_vector<T>) {  // of an enumeration
+      T list;
+      for (const IValue& one : value.toListRef()) list.push_back(convert<inner<T>>(name, one));
+      return list;
+    } else return value.toStringRef();
   }
 };
 

@@ -29,6 +29,8 @@ _SPREAD: Mapping[str, Callable[[Tensor, int], tuple[Tensor, ...]]] = {
     "transpose": lambda x, _: (x.transpose(-1, -2),),
     "split": lambda x, count: x.chunk(count),
     "unstack": lambda x, _: x.unbind(),
+    "matrix": lambda x, _: (x.flatten(1),),  # a convolution of one tap
+    "vector": lambda x, _: (x.flatten(),),
 }
 # Several of theirs, in the order of their entries and numbers, as one of ours.
 _JOIN: Mapping[str, Callable[[list[Tensor]], Tensor]] = {"concat": cat, "stack": stack}

@@ -33,6 +33,7 @@ __all__ = [
     "random_blocks",
     "shifted",
     "sliding_window",
+    "staircase",
     "strided",
 ]
 
@@ -232,6 +233,21 @@ def block_window(size: int, left: int, right: int) -> Pattern:
             [0, 0, 0, 1, 1]], dtype=torch.int32)
     """
     return _rule("block_window", size, left, right)
+
+
+def staircase(step: int, first: int) -> Pattern:
+    """Keys of which each stands for `step` positions: key j is seen from position `step * j + first` on.
+
+    `first = step - 1` shows those that are complete. The queries stand at 0, 1, ...: a call gives `offset=0`, where it has one.
+
+    >>> (foveate.patterns.staircase(2, 1)).to_dense(5, 5).int()
+    tensor([[0, 0, 0, 0, 0],
+            [1, 0, 0, 0, 0],
+            [1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [1, 1, 0, 0, 0]], dtype=torch.int32)
+    """
+    return _rule("staircase", step, first)
 
 
 def keys(first: int, last: int) -> Pattern:
