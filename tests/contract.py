@@ -55,6 +55,8 @@ class Case:
     """The smallest length the form accepts."""
     exported_from: int = 2
     """The smallest length of a dynamic export. Pooling by 2 takes twice that, since torch lets no dynamic size become 1."""
+    cut: str = ""
+    """Why gradients are not those of the results, where the paper cuts them: gradcheck leaves the case out."""
     gradcheck: Mapping[str, int] = field(default_factory=dict)
     """Sizes for gradcheck, smaller ones."""
     name: str = ""

@@ -24,7 +24,26 @@ Tensor segment_mean_meta(const Tensor& x, int64_t m, bool) {
   return x.new_empty_symint(shape);
 }
 
+Tensor whole_slots_formula(const Tensor& x, int64_t c) {
+  const int64_t slots = x.size(1) / c;
+  return x.narrow(1, 0, slots * c).unflatten(1, {slots, c}).clone(at::MemoryFormat::Contiguous);
+}
+
+Tensor whole_slots_meta(const Tensor& x, int64_t c) {
+  auto shape = x.sym_sizes().vec();
+  shape[1] = shape[1] / c;
+  shape.insert(shape.begin() + 2, c);
+  return x.new_empty_symint(shape);
+}
+
 }  // namespace
+
+FOVEATE_OP(whole_slots, "_whole_slots(Tensor x, int c) -> Tensor", {.formula = &whole_slots_formula, .meta = &whole_slots_meta})
+
+Tensor whole_slots(const Tensor& x, int64_t c) {
+  TORCH_CHECK_VALUE(c > 0, "whole_slots: c must be positive, got ", c);
+  return primitive<decltype(whole_slots_formula)>("foveate::_whole_slots").call(x, c);
+}
 
 FOVEATE_OP(segment_mean, "_segment_mean(Tensor x, int segments, bool left_padded) -> Tensor",
            {.formula = &segment_mean_formula, .meta = &segment_mean_meta})

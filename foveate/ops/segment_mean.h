@@ -2,6 +2,8 @@
 //
 //   uneven:       floor(N/m) tokens a segment, one more in each of the last N mod m
 //   left_padded:  ceil(N/m) tokens a segment; zeros stand before the first token, and count
+//
+// whole_slots: the runs of c neighbours that a sequence fills, counted from its start; what fills none is left out.
 #pragma once
 #include <foveate/contract.h>
 
@@ -11,6 +13,9 @@ enum class Segments { uneven, left_padded };
 
 /// x [...,N,D] -> [...,m,D]; uneven segments need N >= m.
 FOVEATE_API Tensor segment_mean(const Tensor& x, int64_t segments, Segments how = Segments::uneven);
+
+/// x [B,N,...] -> [B,floor(N/c),c,...]
+FOVEATE_API Tensor whole_slots(const Tensor& x, int64_t c);
 
 }  // namespace foveate::ops
 

@@ -10,7 +10,7 @@ MAP = {"B": 2, "C": 6, "H": 4, "W": 5}
 MORE: Any = {"length": ("H", "W"), "gradcheck": {"B": 1, "H": 2, "W": 3}}
 
 CASES = [
-    Case("emau", MAP, {"in_channels": 6, "num_bases": 3}, **MORE),
+    Case("emau", MAP, {"in_channels": 6, "num_bases": 3}, cut="none passes the rounds of expectation-maximisation", **MORE),
     Case("emau", MAP, {"in_channels": 6, "num_bases": 4, "grad_through_em": True, "iterations": 2}, given=("mask",), **MORE),
 ]
 

@@ -1,6 +1,7 @@
 #include <foveate/attention.h>
 #include <foveate/init.h>
 #include <foveate/memory_compressed.h>
+#include <foveate/segment_mean.h>
 #include <foveate/sparse_attention.h>
 
 namespace foveate {
@@ -9,23 +10,16 @@ namespace {
 using MC = MemoryCompressedAttention;
 using Reduction = MemoryReduction;
 
-/// How many whole slots the tokens of x [B,N,...] fill.
-Size whole_slots(const Tensor& x, int64_t c) { return extent(x, 1) / c; }
+/// x [B,K,I] -> [B,K,O] for w [O,I]. at::linear would fold K, a quotient of the length, into B, which torch.export cannot follow.
+Tensor map(const Tensor& w, const Tensor& x) { return at::bmm(x, w.transpose(0, 1).unsqueeze(0).expand_symint({extent(x, 0), -1, -1})); }
 
-/// x [B,N,E] -> [B,K,E]: the convolution whose stride is its width, over the whole slots of the sequence.
+/// x [B,N,E] -> [B,K,E]: the convolution whose stride is its width is one product with whole slots, for each group of features.
 Tensor convolve(const layers::Convolution& conv, const Tensor& x) {
-  const int64_t c = conv.weight.size(2), groups = plain_extent(x, 2) / conv.weight.size(1);
-  const Tensor padded = at::constant_pad_nd(x, {0, 0, 0, c});  // so that a sequence shorter than a slot has a slot to leave out
-  const Tensor slots = conv(padded.transpose(1, 2), {.stride = c, .groups = groups}).transpose(1, 2);
-  return slots.narrow_symint(1, 0, whole_slots(x, c));
-}
-
-/// x [B,N,...] -> [B,K,c,...]
-Tensor grouped(const Tensor& x, int64_t c) {
-  std::vector<int64_t> pads(static_cast<std::size_t>(2 * (x.dim() - 1)), 0);
-  pads.back() = c;
-  const Tensor padded = at::constant_pad_nd(x, pads);
-  return padded.unfold(1, c, c).movedim(-1, 2).narrow_symint(1, 0, whole_slots(x, c));
+  const int64_t c = conv.weight.size(2), width = conv.weight.size(1), groups = plain_extent(x, 2) / width;
+  const Tensor slots = ops::whole_slots(x, c).unflatten(3, {groups, width}).permute({0, 3, 1, 2, 4}).flatten(3);  // [B,groups,K,c width]
+  const Tensor w = conv.weight.unflatten(0, {groups, -1}).transpose(2, 3).flatten(2);                            // [groups,out,c width]
+  const Tensor out = at::matmul(slots, w.transpose(1, 2)).transpose(1, 2).flatten(2);                             // [B,K,E]
+  return conv.bias ? out + *conv.bias : out;
 }
 
 /// The slots of x [B,N,E]: what keys and values are made of, or themselves.
@@ -35,7 +29,7 @@ struct Slots {
 
 Slots compress(const MC::Options& o, const MC::Parameters& p, const Tensor& x) {
   const auto projected = [&](const Tensor& k, const Tensor& v) { return Slots{.k = split_heads(k, o.num_heads), .v = split_heads(v, o.num_heads)}; };
-  const auto of = [&](const Tensor& slots) { return projected(p.heads.key(slots), p.heads.value(slots)); };
+  const auto of = [&](const Tensor& slots) { return projected(map(p.heads.key.weight, slots), map(p.heads.value.weight, slots)); };
   switch (o.reduction) {
     case Reduction::compress_kv:
       TORCH_CHECK_VALUE(p.conv && p.null_key && p.null_value, "memory_compressed_attention: compress_kv needs conv, null_key and null_value");
@@ -45,13 +39,12 @@ Slots compress(const MC::Options& o, const MC::Parameters& p, const Tensor& x) {
       const Tensor slots = convolve(*p.conv, x);
       return of(o.nonlinearity == MemoryNonlinearity::silu ? slots * slots.sigmoid() : slots);
     }
-    case Reduction::mean_pool: return of(grouped(x, o.compression_factor).mean(2));
+    case Reduction::mean_pool: return of(ops::whole_slots(x, o.compression_factor).mean(2));
     case Reduction::attend_x: {
       TORCH_CHECK_VALUE(p.reducer, "memory_compressed_attention: attend_x needs reducer");
-      const Tensor tokens = grouped(x, o.compression_factor).flatten(0, 1);  // [B K,c,E]
-      const auto [q, k, v] = p.reducer->project(tokens, tokens, o.num_heads);
-      const Tensor sums = p.reducer->join(ops::attention(q, k, v).out.sum(2, true)).squeeze(1);  // [B K,E]
-      return of(sums.unflatten_symint(0, {extent(x, 0), whole_slots(x, o.compression_factor)}));
+      const auto [q, k, v] = p.reducer->project(x, x, o.num_heads);
+      const Tensor read = ops::sparse_attention(q, k, v, patterns::block_diagonal(o.compression_factor)).out;  // [B,H,N,D]
+      return of(map(p.reducer->out.weight, ops::whole_slots(merge_heads(read), o.compression_factor).sum(2)));
     }
   }
   TORCH_CHECK(false, "unreachable");
@@ -96,7 +89,7 @@ Slots with_first(const MC::Options& o, const MC::Parameters& p, const Tensor& x,
 optional<Tensor> slot_mask(const MC::Options& o, const optional<Tensor>& key_mask, const Size& pad) {
   if (!key_mask) return {};
   const Tensor padded = o.left_padded ? at::constant_pad_nd_symint(*key_mask, {pad, 0}, true) : *key_mask;
-  const Tensor any = grouped(padded, o.compression_factor).any(2);
+  const Tensor any = ops::whole_slots(padded, o.compression_factor).any(2);
   return leads_with_token(o) ? at::cat({key_mask->narrow(1, 0, 1), any}, 1) : any;
 }
 
@@ -150,7 +143,7 @@ std::pair<Tensor, MemoryCompressedAttention::State> MemoryCompressedAttention::s
     start = (extent(past.k, 2) - extra) * c + extent(past.rest, 1);
     slots = {.k = at::cat({past.k, slots.k}, 2), .v = at::cat({past.v, slots.v}, 2)};
   }
-  const Size used = whole_slots(tokens, c) * c;
+  const Size used = extent(tokens, 1) / c * c;
   const Tensor out = attend(o, p, in.x, slots, slot_mask(o, in.key_mask, 0), start);
   return {out, {.k = slots.k, .v = slots.v, .rest = tokens.narrow_symint(1, used, extent(tokens, 1) - used)}};
 }

@@ -26,9 +26,10 @@ Landmarks landmarks(const auto& o, const Tensor& x, const optional<Tensor>& mask
 /// Z ~ A^-1, [B,H,m,m]: from A^T / c, each step multiplies I - A Z by itself thrice.
 Tensor inverse(const Tensor& A, InverseInit init, int64_t steps) {
   const Tensor columns = A.sum(-2);  // entries are positive
-  const Tensor c = init == InverseInit::exact        ? columns.amax(-1, true).unsqueeze(-1)
-                   : init == InverseInit::original   ? columns.max()
-                                                     : columns.max() * A.sum(-1).max();
+  const auto largest = [](const Tensor& sums) { return at::cat({sums.flatten(), sums.new_zeros({1})}).max(); };  // of an empty batch, too
+  const Tensor c = init == InverseInit::exact      ? columns.amax(-1, true).unsqueeze(-1)
+                   : init == InverseInit::original ? largest(columns)
+                                                   : largest(columns) * largest(A.sum(-1));
   const Tensor eye = at::eye(A.size(-1), A.options());
   Tensor Z = A.transpose(-1, -2) / c;
   for (int64_t t = 0; t < steps; ++t) {

@@ -42,8 +42,8 @@ void EMAU::check(const Options& o) {
 
 EMAU::Parameters EMAU::init(const Options& o) {
   const Tensor start = layers::normal({1, o.in_channels, o.num_bases}, std::sqrt(2 / static_cast<double>(o.num_bases)));
-  return {.in = convolution(o.in_channels, true),
-          .out = convolution(o.in_channels, false),
+  return {.conv_in = convolution(o.in_channels, true),
+          .conv_out = convolution(o.in_channels, false),
           .norm = layers::BatchNorm::init(o.in_channels),
           .bases = unit(start, o.norm_eps)};
 }
@@ -55,10 +55,10 @@ EMAU::Outputs EMAU::forward(const Options& o, const Parameters& p, const Inputs&
     return expectation_maximisation(o, first(x).flatten(2).to(type), p.bases.detach().to(type).clone(), in.mask);
   };
   const auto constant = [](const layers::Convolution& c) { return layers::Convolution{.weight = c.weight.detach(), .bias = c.bias->detach()}; };
-  const auto [mu, z] = o.grad_through_em ? rounds(in.x, p.in) : rounds(in.x.detach(), constant(p.in));
+  const auto [mu, z] = o.grad_through_em ? rounds(in.x, p.conv_in) : rounds(in.x.detach(), constant(p.conv_in));
 
   const Tensor rebuilt = at::matmul(mu, z.transpose(1, 2)).to(in.x.scalar_type()).reshape_symint(in.x.sym_sizes()).relu();
-  const Tensor out = (p.norm(p.out(rebuilt), training, o.bn_momentum, o.bn_eps) + in.x).relu();
+  const Tensor out = (p.norm(p.conv_out(rebuilt), training, o.bn_momentum, o.bn_eps) + in.x).relu();
   if (training) {
     const Tensor now = mu.detach().mean(0, true).to(p.bases.scalar_type());
     p.bases.mul_(o.momentum).add_(now, 1 - o.momentum);

@@ -59,12 +59,12 @@ assert out.shape == (2, 32, 6, 7) and mu.shape == (2, 32, 8))"};
     }
   };
   struct Parameters {
-    layers::Convolution in, out;
+    layers::Convolution conv_in, conv_out;
     layers::BatchNorm norm;
     Tensor bases;
     void fields(auto&& f) {
-      f("in", in, "W1, 1x1");
-      f("out", out, "W2, 1x1, without bias");
+      f("conv_in", conv_in, "W1, 1x1");
+      f("conv_out", conv_out, "W2, 1x1, without bias");
       f("norm", norm, "batch normalisation before the residual");
       f("bases", bases, "[1,*,*] the bases that a call starts from, C by K", buffer);
     }

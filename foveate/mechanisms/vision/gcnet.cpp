@@ -22,8 +22,10 @@ Tensor context(const Tensor& x, const optional<Linear>& score, const optional<Te
   if (!score && !mask) return positions.mean(2).to(x.scalar_type());
   Tensor scores = score ? at::matmul(score->weight.to(type), positions) : at::zeros_like(positions.narrow(1, 0, 1));  // [B,1,N]
   if (score && score->bias) scores = scores + score->bias->to(type).unsqueeze(-1);
-  if (mask) scores = scores.masked_fill(mask->flatten(1).unsqueeze(1).logical_not(), -std::numeric_limits<double>::infinity());
-  const Tensor weights = mask ? ops::safe_softmax(scores).probabilities : scores.softmax(-1);
+  const optional<Tensor> seen = mask ? optional(mask->flatten(1).unsqueeze(1)) : std::nullopt;  // [B,1,N]
+  if (seen) scores = scores.masked_fill(seen->logical_not(), std::numeric_limits<float>::lowest());
+  Tensor weights = scores.softmax(-1);
+  if (seen) weights = weights * seen->to(type);  // where all is hidden, nothing is left
   return at::matmul(positions, weights.transpose(1, 2)).squeeze(2).to(x.scalar_type());
 }
 
