@@ -32,8 +32,6 @@ CASES = [
          length=("H", "W"), gradcheck=ONE),
     Case("fast_attention_fusion", MAP, {"in_chan": 6, "out_chan": 4, "qk_dim": 4, "smf_flag": False, "leaky_slope": 0.2}, length=("H", "W"),
          name="no_smooth", gradcheck=ONE),
-    Case("fa_net", {"B": 2, "H": 20, "W": 24}, {"nclass": 3, "blocks": [1, 2, 1, 1], "width": 2, "out_chan": 3, "head_chan": 4, "aux_chan": 2,
-         "qk_dim": 3}, length=("H", "W"), gradcheck={"B": 1, "H": 5, "W": 4}),
 ]  # fmt: skip
 
 

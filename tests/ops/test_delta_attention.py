@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 PRIMITIVE = torch.ops.foveate._delta_attention
@@ -154,10 +156,62 @@ def test_opcheck() -> None:
     torch.library.opcheck(PRIMITIVE.default, (a["q"], a["k"], a["v"], a["beta"], a["key_mask"], a["state"], 2, True))
 
 
-def test_primitive_equals_formula() -> None:
-    a = drawn({"N": 70, "M": 75, "F": 3, "Dv": 2}, mask=True, state=True)
-    for got, want in zip(delta(**a), delta(**a, run=FORMULA), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+STORED = {
+    "plain": lambda x: x.contiguous(),
+    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "gaps": lambda x: torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0],
+    "one head": lambda x: x[:, :1].expand_as(x),
+}
+PRECISION = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+SIZES = st.fixed_dictionaries(
+    {"B": st.integers(1, 2), "N": st.integers(1, 150), "M": st.integers(1, 150), "F": st.integers(1, 40), "Dv": st.integers(1, 40)}
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZES, st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]), st.sampled_from(list(PRECISION)), st.sampled_from(list(STORED)), st.booleans(),
+       st.booleans(), st.booleans(), st.none() | st.integers(-160, 160), st.integers(0, 9))  # fmt: skip
+def test_the_kernel_equals_the_formula_with_its_gradients(
+    sizes: dict[str, int],
+    heads: tuple[int, int],
+    dtype: torch.dtype,
+    stored: str,
+    causal: bool,
+    mask: bool,
+    state: bool,
+    offset: int | None,
+    seed: int,
+) -> None:
+    a = drawn({**sizes, "H": heads[0], "Hk": heads[1]}, mask=mask, state=state, seed=seed)
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    a = {n: x if n == "key_mask" else x.to(sums) if n == "state" else STORED[stored](x.to(dtype)) for n, x in a.items()}
+    leaves = [n for n in a if n != "key_mask"]
+
+    def outcome(a: dict[str, Tensor], run: Any) -> list[Tensor]:
+        a = {n: x.detach().requires_grad_() if n in leaves else x for n, x in a.items()}
+        results = delta(**a, offset=offset, causal=causal, run=run)
+        weights = [torch.arange(1.0, x.numel() + 1, dtype=torch.float64).view_as(x).sin().to(x.dtype) for x in results]
+        return [*results, *torch.autograd.grad(results, [a[n] for n in leaves], weights)]
+
+    got = outcome(a, PRIMITIVE)
+    want = outcome({n: x if n == "key_mask" else x.double() for n, x in a.items()}, FORMULA)
+    for name, x, y in zip(["out", "state after", *leaves], got, want, strict=True):
+        assert x.dtype == (sums if name in ("state", "state after") else dtype)
+        size = y.abs().max().clamp_min(1).item()
+        torch.testing.assert_close(x.double() / size, y / size, rtol=0, atol=PRECISION[dtype], msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_number_of_threads_does_not_matter() -> None:
+    a = {n: x.float().requires_grad_() for n, x in drawn({"B": 3, "H": 6, "Hk": 3, "N": 200, "M": 200, "F": 12, "Dv": 9}, state=True).items()}
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out, S = delta(**a)
+            results.append([out, S, *torch.autograd.grad(out.square().sum() + S.square().sum(), list(a.values()))])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for other in results[1:] for x, y in zip(results[0], other, strict=True))
 
 
 @pytest.mark.filterwarnings("error")

@@ -4,6 +4,7 @@
 #include <foveate/fast_weight.h>
 #include <foveate/feature_map.h>
 #include <foveate/linear_attention.h>
+#include <foveate/random_features.h>
 
 namespace foveate {
 namespace {
@@ -11,11 +12,8 @@ namespace {
 using Function = FastWeightAttention;
 
 /// [D,m]: columns orthogonal in blocks of D, each as long as a Gaussian vector.
-Tensor draw_projection(int64_t D, int64_t m, const at::TensorOptions& options) {
-  const auto exact = options.dtype(options.dtype() == at::kDouble ? at::kDouble : at::kFloat);
-  const Tensor blocks = std::get<0>(at::linalg_qr(at::randn({(m + D - 1) / D, D, D}, exact)));
-  const Tensor lengths = at::linalg_vector_norm(at::randn({m, D}, exact), 2, {-1}, true);
-  return (blocks.flatten(0, 1).narrow(0, 0, m) * lengths).transpose(0, 1).to(options.dtype().toScalarType());
+Tensor draw_columns(int64_t D, int64_t m, const at::TensorOptions& options) {
+  return layers::draw_projection({.features = m, .dim = D}, options).transpose(0, 1);
 }
 
 /// r [r rotated by 1, ..., r rotated by nu] with r = [relu(x), relu(-x)]: x [...,D] -> [...,2 D nu]
@@ -32,6 +30,9 @@ Tensor favor_plus(const Tensor& x, const Tensor& W, double eps) {
   return (at::cat({(u - h).exp(), (-u - h).exp()}, -1) + eps) / std::sqrt(2 * static_cast<double>(plain_extent(W, 1)));
 }
 
+/// x / divisor, where divisor is not 0.
+Tensor over(const Tensor& x, const Tensor& divisor) { return x / divisor.masked_fill(divisor == 0, 1); }
+
 /// phi in the type that sums are kept in: x [B,H,N,D] -> [B,H,N,F]
 Tensor features(const Tensor& given, const Function::Options& o, const Tensor& projection) {
   const Tensor x = given.to(ops::accumulation_type(given.scalar_type()));
@@ -39,8 +40,7 @@ Tensor features(const Tensor& given, const Function::Options& o, const Tensor& p
                      : o.feature_map == FastWeightFeatures::dpfp       ? dpfp(x, o.nu)
                                                                        : favor_plus(x, projection.to(x.scalar_type()), o.kernel_eps);
   if (!o.sum_norm.value_or(o.update == FastWeightUpdate::delta)) return phi;
-  const Tensor total = phi.sum(-1, true);
-  return phi / total.masked_fill(total == 0, 1);  // dpfp may vanish: such a key writes nothing
+  return over(phi, phi.sum(-1, true));  // dpfp may vanish: such a key writes nothing
 }
 
 /// sum_j q.k_j over the keys before and up to `offset` places after each query, z_0 what came earlier: [B,H,N,1], and z after all keys
@@ -51,8 +51,6 @@ ops::LinearAttended mass(const Tensor& q, const Tensor& k, const Tensor& z_0, co
   return ops::linear_attention(q, k, ones,
                                {.causal = causal, .key_mask = key_mask, .state = state, .normalizer = ops::Normalizer::none, .offset = Size(offset)});
 }
-
-Tensor divide(const Tensor& x, const Tensor& divisor) { return x / divisor.masked_fill(divisor == 0, 1); }
 
 /// True at the first token of a sequence that takes part: [M] or [B,1,M]
 Tensor first_token(const Tensor& k, const optional<Tensor>& key_mask) {
@@ -84,7 +82,7 @@ Written write_delta(const Function::Options& o, const Tensor& q, const Tensor& k
     Tensor d = mass(k, k, past.z, key_mask, /*causal=*/true, /*offset=*/-1).out.squeeze(-1);  // [B,H,M]
     if (!past.S.defined()) d = d.masked_fill(first_token(k, key_mask), 1);
     beta = beta * d;
-    key = divide(k, (d + o.eps).unsqueeze(-1));
+    key = over(k, (d + o.eps).unsqueeze(-1));
   }
   auto [out, S] = ops::delta_attention(q, key, v, beta, {.causal = o.causal, .key_mask = key_mask, .state = past.S, .offset = Size(0)});
   if (o.attention_norm == FastWeightNorm::none) {
@@ -92,7 +90,7 @@ Written write_delta(const Function::Options& o, const Tensor& q, const Tensor& k
     return {.out = std::move(out), .S = std::move(S), .z = past.z.defined() ? past.z + added : added};
   }
   const auto seen = mass(q, k, past.z, key_mask, o.causal, /*offset=*/0);
-  return {.out = divide(out, seen.out + o.eps), .S = std::move(S), .z = seen.state.z};
+  return {.out = over(out, seen.out + o.eps), .S = std::move(S), .z = seen.state.z};
 }
 
 void check_memory(const char* form, const Function::Options& o) {
@@ -114,7 +112,7 @@ std::pair<Tensor, Function::State> Function::step(const Options& o, const Parame
                     extent(in.q, 2), " and ", extent(in.k, 2));
   Tensor W = in.q.new_empty({0, 0});
   if (random) {
-    W = in.projection ? *in.projection : past.projection.defined() ? past.projection : draw_projection(plain_extent(in.q, 3), o.m, in.q.options());
+    W = in.projection ? *in.projection : past.projection.defined() ? past.projection : draw_columns(plain_extent(in.q, 3), o.m, in.q.options());
   }
   const Tensor q = features(in.q, o, W), k = features(in.k, o, W), v = in.v.to(q.scalar_type());
   auto [out, S, z] = delta ? write_delta(o, q, k, v, in.beta->to(q.scalar_type()), in.key_mask, past) : write_sum(o, q, k, v, in.key_mask, past);
@@ -159,7 +157,7 @@ FastWeightLayer::Parameters FastWeightLayer::init(const Options& o) {
   Parameters p{.qkvb = layers::Linear::init(o.d_model, o.n_head * each, /*bias=*/false),
                .out = layers::Linear::init(o.n_head * d, o.d_model, /*bias=*/false),
                .norm = layers::LayerNorm::init(o.d_model)};
-  if (o.feature_map == FastWeightFeatures::favor_plus) p.projection = draw_projection(d, o.m, p.qkvb.weight.options()).contiguous();
+  if (o.feature_map == FastWeightFeatures::favor_plus) p.projection = draw_columns(d, o.m, p.qkvb.weight.options()).contiguous();
   return p;
 }
 

@@ -140,7 +140,6 @@ REASONS = {
     "FastAttentionFusion": "is the Fast Attention block between other levels",
     "BigBirdBlockAttention": "is BigBird with the first blocks global",
     "JukeboxTransformer": "is a whole model",
-    "FANet": "is a whole model",
     "GlobalLocalAttention": "takes a second, global stream",
     "GlobalLocalTransformerLayers": "takes a second, global stream",
     "GMATEncoder": "is a whole model",
