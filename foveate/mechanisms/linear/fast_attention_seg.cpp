@@ -170,11 +170,11 @@ std::pair<FastAttentionFusion::Outputs, FastAttentionFusion::State> FastAttentio
   const auto options = o.attention();
   const Normed normed{.options = options, .training = training};
   auto [y, state] = FastAttentionBlock::step(options, p.attention, {.x = in.x}, std::move(past), training);
-  const Size B = extent(y, 0), H = extent(y, 2), W = extent(y, 3);
-  if (in.up) y = y + at::upsample_bilinear2d_symint(*in.up, {H, W}, /*align_corners=*/true);
+  if (in.up) y = y + at::upsample_bilinear2d_symint(*in.up, {extent(y, 2), extent(y, 3)}, /*align_corners=*/true);
   // A branch that is off is not run: its statistics stay.
-  Outputs out{.smooth = o.smf_flag ? normed.active(p.smooth, y, /*padding=*/1) : y.new_zeros_symint({B, 0, H, W}),
-              .up_feat = o.up_flag ? normed.active(p.up, y, /*padding=*/1) : y.new_zeros_symint({B, 0, H, W})};
+  const auto none = [&] { return y.narrow(1, 0, 0).clone(); };
+  Outputs out{.smooth = o.smf_flag ? normed.active(p.smooth, y, /*padding=*/1) : none(),
+              .up_feat = o.up_flag ? normed.active(p.up, y, /*padding=*/1) : none()};
   return {std::move(out), std::move(state)};
 }
 
