@@ -39,13 +39,14 @@ def chunked_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     q, k, v, beta = (x.unflatten(2, (-1, CHUNK)) for x in (q, k, v, beta.unsqueeze(-1)))  # [B,H,chunks,C,D], [B,H,chunks,C,1]
     system = (beta * (k @ k.transpose(-1, -2))).tril(-1)
     solved = torch.linalg.solve_triangular(system, beta * torch.cat([v, k], -1), upper=False, unitriangular=True)
-    writes, removed = solved.split([v.shape[-1], k.shape[-1]], -1)
     scores = (q @ k.transpose(-1, -2)).tril()
     memory, outs = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), []
-    for c in range(q.shape[2]):
-        write = writes[:, :, c] - removed[:, :, c] @ memory
-        outs.append(q[:, :, c] @ memory + scores[:, :, c] @ write)
-        memory = memory + k[:, :, c].transpose(-1, -2) @ write
+    sizes = [v.shape[-1], k.shape[-1]]
+    for q_c, k_c, scores_c, solved_c in zip(*(x.unbind(2) for x in (q, k, scores, solved)), strict=True):  # [B,H,C,*]
+        value, removed = solved_c.split(sizes, -1)
+        write = value - removed @ memory
+        outs.append(q_c @ memory + scores_c @ write)
+        memory = memory + k_c.transpose(-1, -2) @ write
     return torch.cat(outs, 2)
 
 

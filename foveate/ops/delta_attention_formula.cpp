@@ -29,11 +29,12 @@ Tensor corrected_writes(const Tensor& k, const Tensor& v, const Tensor& beta, Te
   const Tensor K = chunks(k), V = chunks(v), b = chunks(beta).unsqueeze(-1);
   const Tensor A = (b * at::matmul(K, K.transpose(-1, -2))).tril(-1);  // the ones of the diagonal are implied
   const Tensor YX = at::linalg_solve_triangular(A, b * at::cat({V, K}, -1), /*upper=*/false, /*left=*/true, /*unitriangular=*/true);
+  const Tensor Y = YX.narrow(-1, 0, V.size(-1)), X = YX.narrow(-1, V.size(-1), K.size(-1));
+  const auto Y_of = Y.unbind(2), X_of = X.unbind(2), K_of = K.unbind(2);  // of each chunk
   std::vector<Tensor> writes;
-  for (int64_t c = 0; c < n; ++c) {
-    const Tensor yx = YX.select(2, c), Y = yx.narrow(-1, 0, V.size(-1)), X = yx.narrow(-1, V.size(-1), K.size(-1));
-    writes.push_back(Y - at::matmul(X, S));
-    S = S + at::matmul(K.select(2, c).transpose(-1, -2), writes.back());
+  for (std::size_t c = 0; c < K_of.size(); ++c) {
+    writes.push_back(Y_of[c] - at::matmul(X_of[c], S));
+    S = S + at::matmul(K_of[c].transpose(-1, -2), writes.back());
   }
   return at::cat(writes, 2).narrow(2, 0, M);
 }

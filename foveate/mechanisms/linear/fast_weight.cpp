@@ -39,8 +39,8 @@ Tensor features(const Tensor& given, const Function::Options& o, const Tensor& p
   const Tensor phi = o.feature_map == FastWeightFeatures::elu_plus_one ? layers::feature_map(x, layers::FeatureMap::elu_plus_one)
                      : o.feature_map == FastWeightFeatures::dpfp       ? dpfp(x, o.nu)
                                                                        : favor_plus(x, projection.to(x.scalar_type()), o.kernel_eps);
-  if (!o.sum_norm.value_or(o.update == FastWeightUpdate::delta)) return phi;
-  return over(phi, phi.sum(-1, true));  // dpfp may vanish: such a key writes nothing
+  const bool sums_to_one = o.sum_norm.value_or(o.update == FastWeightUpdate::delta);
+  return sums_to_one ? over(phi, phi.sum(-1, true)) : phi;  // dpfp may vanish: such a key writes nothing
 }
 
 /// sum_j q.k_j over the keys before and up to `offset` places after each query, z_0 what came earlier: [B,H,N,1], and z after all keys
