@@ -18,7 +18,7 @@ Tensor draw_matrices(RFADraw draw, int64_t count, int64_t m, int64_t D, const at
   // Q has orthonormal columns; where there are fewer rows than columns, its rows are. Times chi lengths, rows are as long as Gaussian ones.
   const Tensor tall = at::randn({count, std::max(m, D), std::min(m, D)}, exact);
   const Tensor q = std::get<0>(at::linalg_qr(tall)), lengths = at::linalg_vector_norm(at::randn({count, m, std::max(m, D)}, exact), 2, {-1}, true);
-  return ((m < D ? q.transpose(-1, -2) : q) * lengths).to(options.dtype().toScalarType());
+  return ((m < D ? q.transpose(-1, -2) : q) * lengths).to(options.dtype().toScalarType()).contiguous();
 }
 
 /// x / (|x| + eps); a row of zeros stays. x [...,D] -> [...,D]
