@@ -9,7 +9,6 @@ from torch import Tensor
 
 import foveate
 from tests.contract import Case
-from tests.mechanisms.bp_transformer import parameters
 
 BLOCK: dict[str, Any] = {"embed_dim": 6, "num_heads": 2, "inner_dim": 8, "neighbors": 2, "clip_dist": 2}
 
@@ -167,4 +166,4 @@ def test_names_of_published_weights() -> None:
     given |= {"layers.0.ffn.0.w_2.weight": torch.randn(6, 8), "layers.0.ffn.0.w_2.bias": torch.randn(6)}
     given["layers.0.embed_ak.weight"] = torch.randn(1000, 3)
     model = foveate.nn.BPTransformer(**BLOCK, num_layers=1, memory=True, input_norm=False)
-    model.load_state_dict(parameters(given, types=15))
+    assert foveate.nn.load_published(model, given) == "paper, with memory"
