@@ -9,7 +9,7 @@ from tests.contract import Case, call, published
 
 SIZES = {"B": 2, "N": 13, "M": 5, "E": 8}
 SMALL = {"B": 1, "N": 5, "M": 2}
-BLOCK = {"embed_dim": 8, "num_heads": 2, "inner_dim": 6, "neighbors": 2, "clip_dist": 2, "dropout": 0}
+BLOCK = {"embed_dim": 8, "num_heads": 2, "inner_dim": 6, "neighbors": 2, "clip_dist": 2, "dropout": 0, "attention_dropout": 0}
 MODEL = {**BLOCK, "num_layers": 2}
 LENGTHS: Any = {"lengths": lambda s, g: torch.arange(s["B"]) % s["N"] + s["N"] - s["B"] + 1}
 
