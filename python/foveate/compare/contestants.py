@@ -35,6 +35,7 @@ class Row:
     options: Options = lambda size: {}
     baseline: bool = False
     extra: Callable[[Size], tuple[Tensor, ...]] = lambda size: ()  # inputs after the sample's own
+    made: Callable[[Tensor], tuple[Tensor, ...]] = lambda x: ()  # inputs after these, made from the sample's first
 
 
 def _heads(size: Size) -> dict[str, Any]:
@@ -65,6 +66,15 @@ def _near(size: Size, most: int) -> int:
 
 def _local(size: Size) -> dict[str, Any]:
     return {"block_length": _near(size, 64), "filter_width": _near(size, 64)}
+
+
+def _etc_layer(size: Size) -> dict[str, Any]:
+    return _layer(size) | {"local_radius": _near(size, 64)}
+
+
+def _spans(x: Tensor, most: int) -> Tensor:
+    """As many spans of x [B,N,E], one global token for each: their means [B,G,E], as one for each sentence would be."""
+    return F.adaptive_avg_pool1d(x.mT, min(most, max(1, x.shape[1] // 8))).mT
 
 
 ROWS: tuple[Row, ...] = (
@@ -119,6 +129,15 @@ ROWS: tuple[Row, ...] = (
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("BPTransformerBlock", "BP-Transformer block", "vectors", "different", lambda size: _layer(size) | {"inner_dim": size.width}),
     Row("StarTransformer", "Star-Transformer (one cycle)", "vectors", "different", _star),
+    Row(
+        "GlobalLocalAttention",
+        "ETC layer (radius 64, 16 global)",
+        "vectors",
+        "different",
+        _etc_layer,
+        made=lambda x: (_spans(x, 16),),
+    ),
+    Row("JukeboxMultiheadAttention", "Jukebox layer (row)", "vectors", "different", lambda size: _layer(size) | _jukebox(size, "block")),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
@@ -140,8 +159,14 @@ REASONS = {
     "FastAttentionFusion": "is the Fast Attention block between other levels",
     "BigBirdBlockAttention": "is BigBird with the first blocks global",
     "JukeboxTransformer": "is a whole model",
-    "GlobalLocalAttention": "takes a second, global stream",
-    "GlobalLocalTransformerLayers": "takes a second, global stream",
+    "GlobalLocalTransformerLayers": "is a whole model",
+    "JukeboxBlock": "is the layer with a feed-forward network",
+    "SparseTransformerBlock": "is the attention with projections and a feed-forward network",
+    "SparseTransformerStack": "is a whole model",
+    "BlockSparseAttention": "is any layout of blocks",
+    "TransformerXLLayer": "is the attention with projections and a feed-forward network",
+    "MAB": "takes a second set",
+    "LatentISAB": "is ISAB with a cache of latents",
     "GMATEncoder": "is a whole model",
     "GMATCompression": "is a whole model",
     "LinformerEncoder": "is a whole model",
@@ -208,25 +233,27 @@ class Contestant:
     card: Card | None  # None: torch's own
     form: str
     extra: Callable[[Size], tuple[Tensor, ...]] = lambda size: ()
+    made: Callable[[Tensor], tuple[Tensor, ...]] = lambda x: ()
 
     def build(self, size: Size, dtype: torch.dtype) -> nn.Module:
         """A call of the sample's tensors that returns the output."""
         built = self.make(self.options(size))
         if isinstance(built, nn.Module):
             built = built.to(dtype)
-        return _Call(built, tuple(tensor.to(dtype) for tensor in self.extra(size)))
+        return _Call(built, tuple(tensor.to(dtype) for tensor in self.extra(size)), self.made)
 
 
 class _Call(nn.Module):
     """A call with its extra inputs in place, whose output is the first of several."""
 
-    def __init__(self, call: Callable[..., Any], extra: tuple[Tensor, ...]) -> None:
+    def __init__(self, call: Callable[..., Any], extra: tuple[Tensor, ...], made: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.call = call
         self.extra = extra
+        self.made = made
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        result = self.call(*inputs, *self.extra)
+        result = self.call(*inputs, *self.extra, *self.made(inputs[0]))
         return result if isinstance(result, Tensor) else result[0]
 
 
@@ -275,7 +302,12 @@ def find_card(slug: str) -> Card:
 
 def contestants_of(card: Card) -> list[Contestant]:
     """The contestants of one mechanism."""
-    return [_contestant(row, card, form) for form in card.forms for row in ROWS if row.form == form.class_name]
+    return rows_of(card, ROWS)
+
+
+def rows_of(card: Card, rows: Iterable[Row]) -> list[Contestant]:
+    """The same, of another table."""
+    return [_contestant(row, card, form) for form in card.forms for row in rows if row.form == form.class_name]
 
 
 def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
@@ -296,6 +328,7 @@ def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
         card=card,
         form=f"foveate.nn.{form.class_name}",
         extra=row.extra,
+        made=row.made,
     )
 
 
