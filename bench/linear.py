@@ -1,7 +1,8 @@
 """The linear engine against what a user would pick instead: `make bench-linear`.
 
 Causal attention on features (elu + 1): against the same in chunks of 64 written in torch, against torch's exact attention, and without
-causality against the two products of matrices that it comes to. See contest.py for what the columns say.
+causality against the two products of matrices that it comes to. The delta rule: against the same in chunks of 64 written in torch. See
+contest.py for what the columns say.
 
     python bench/linear.py [--threads 1] [--dtype float32] [--rounds 7] [--only causal]
 """
@@ -33,6 +34,33 @@ def chunked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (out / (total + 1e-6)).flatten(2, 3)
 
 
+def chunked_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    """The delta rule in torch: one triangular system for each chunk, all solved at once, then chunk by chunk."""
+    q, k, v, beta = (x.unflatten(2, (-1, CHUNK)) for x in (q, k, v, beta.unsqueeze(-1)))  # [B,H,chunks,C,D], [B,H,chunks,C,1]
+    system = (beta * (k @ k.transpose(-1, -2))).tril(-1)
+    solved = torch.linalg.solve_triangular(system, beta * torch.cat([v, k], -1), upper=False, unitriangular=True)
+    scores = (q @ k.transpose(-1, -2)).tril()
+    memory, outs = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), []
+    sizes = [v.shape[-1], k.shape[-1]]
+    for q_c, k_c, scores_c, solved_c in zip(*(x.unbind(2) for x in (q, k, scores, solved)), strict=True):  # [B,H,C,*]
+        value, removed = solved_c.split(sizes, -1)
+        write = value - removed @ memory
+        outs.append(q_c @ memory + scores_c @ write)
+        memory = memory + k_c.transpose(-1, -2) @ write
+    return torch.cat(outs, 2)
+
+
+def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    out: Tensor = torch.ops.foveate._delta_attention(q, k, v, beta, None, None, 0, True)[0]
+    return out
+
+
+def corrected(x: list[Tensor]) -> list[Tensor]:
+    """q and k as features that sum to one, and how strongly each token writes; leaves of their own."""
+    q, k = ((elu(t.detach()) + 1) / (elu(t.detach()) + 1).sum(-1, keepdim=True) for t in x[:2])
+    return [t.requires_grad_(x[0].requires_grad) for t in (q, k, x[2].detach(), torch.rand_like(x[2][..., 0]))]
+
+
 def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Not causal: two products."""
     return q @ (k.transpose(-1, -2) @ v) / (q @ k.sum(2).unsqueeze(-1) + 1e-6)
@@ -54,6 +82,10 @@ def rows(dtype: torch.dtype, given: argparse.Namespace) -> Iterator[Row]:
         yield Row(f"causal both N={N}, chunks in torch", backward(chunked, y, True), backward(ours, y, True), 3.5 * work)
         yield Row(f"causal forward N={N}, exact attention", partial(exact, *x), partial(ours, *x), work)
         yield Row(f"causal both N={N}, exact attention", backward(exact, y, True), backward(ours, y, True), 3.5 * work)
+        x, y = corrected(heads(N, dtype)), corrected(heads(N, dtype, grad=True))
+        work = H * (N // CHUNK) * (4.0 * CHUNK**2 * D + 6.0 * CHUNK * D * D)
+        yield Row(f"delta rule forward N={N}, chunks in torch", partial(chunked_delta, *x), partial(delta, *x), work)
+        yield Row(f"delta rule both N={N}, chunks in torch", backward(chunked_delta, y, True), backward(delta, y, True), 3.5 * work)
     x, y = featured(heads(4096, dtype)), featured(heads(4096, dtype, grad=True))
     work = H * 4.0 * 4096 * D * D
     yield Row("whole forward N=4096, two products", partial(whole, *x), partial(foveate.linear_attention, *x), work)

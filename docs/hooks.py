@@ -21,10 +21,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def drawn(card: Card) -> str:
-    """The picture of who reads whom, where a form takes q, k and v."""
-    address = picture_of(card, enlarge=4)
-    if address is None:
+    """The picture of who reads whom, where a form takes a sequence."""
+    drawn = picture_of(card, enlarge=4)
+    if drawn is None:
         return ""
-    return (
-        f"**Who reads whom**, queries downwards, keys to the right (`foveate show {card.slug}`):\n\n![attention map of {card.title}]({address})\n\n"
-    )
+    caption, address = drawn
+    return f"**{caption}**, as `foveate show {card.slug}` draws it:\n\n![map of {card.title}]({address})\n\n"

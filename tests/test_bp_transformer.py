@@ -9,7 +9,6 @@ from torch import Tensor
 
 import foveate
 from tests.contract import Case
-from tests.mechanisms.bp_transformer import parameters
 
 BLOCK: dict[str, Any] = {"embed_dim": 6, "num_heads": 2, "inner_dim": 8, "neighbors": 2, "clip_dist": 2}
 
@@ -38,9 +37,11 @@ def by_edges(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, edges: Tenso
     return out
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, tokens: int, *, lengths: Tensor | None = None, **how: Any) -> Tensor:
-    settings = {"before": 0, "complete": False, "causal": False, "right_overflow": False, "scale": q.shape[-1] ** -0.5, **how}
-    return torch.ops.foveate._partition_attention(q, k, v, table, lengths, tokens=tokens, **settings)
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, tokens: int, *, lengths: Tensor | None = None, seed: Tensor | None = None, **how: Any
+) -> Tensor:
+    settings = {"before": 0, "complete": False, "causal": False, "right_overflow": False, "scale": q.shape[-1] ** -0.5, "dropout": 0, **how}
+    return torch.ops.foveate._partition_attention(q, k, v, table, lengths, seed, tokens=tokens, **settings)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -167,4 +168,21 @@ def test_names_of_published_weights() -> None:
     given |= {"layers.0.ffn.0.w_2.weight": torch.randn(6, 8), "layers.0.ffn.0.w_2.bias": torch.randn(6)}
     given["layers.0.embed_ak.weight"] = torch.randn(1000, 3)
     model = foveate.nn.BPTransformer(**BLOCK, num_layers=1, memory=True, input_norm=False)
-    model.load_state_dict(parameters(given, types=15))
+    assert foveate.nn.load_published(model, given) == "paper, with memory"
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([13, 7])])
+def test_dropped_weights_average_to_those_kept(lengths: Tensor | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 13 + 7 + 4 + 2 + 1, 4, generator=generator)
+
+    def attended(seed: int | None, dropout: float = 0.3) -> Tensor:
+        given = None if seed is None else torch.tensor(seed)
+        return attend(q, k, v, None, 13, lengths=lengths, seed=given, dropout=dropout, step=2, clip_dist=2)
+
+    assert torch.equal(attended(1), attended(1)) and not torch.equal(attended(1), attended(2))
+    torch.testing.assert_close(attended(1, dropout=0.0), attended(None))
+    mean = torch.stack([attended(977 * seed) for seed in range(500)]).mean(0)
+    assert (mean - attended(None)).norm() < 0.06 * mean.norm()
+    for nodes in (slice(13), slice(13, 20), slice(20, None)):  # tokens, short spans, long ones
+        assert not torch.equal(attended(1)[:, :, nodes], attended(None)[:, :, nodes])

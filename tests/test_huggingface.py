@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from tests.mechanisms import bigbird, longformer
+from foveate._checkpoints import renamed, sources
 
 pytest.importorskip("transformers")
 
@@ -54,8 +54,8 @@ def assert_same(theirs: Any, ours: Any, n: int, real: Tensor) -> None:
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
-def assert_same_gradients(theirs: torch.nn.Module, ours: torch.nn.Module, state_dict: Any) -> None:
-    wanted = state_dict({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+def assert_same_gradients(theirs: torch.nn.Module, ours: Any, source: str) -> None:
+    wanted, _ = renamed(sources(ours.form)[source], {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
     found = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     for name, want in wanted.items():  # those of local queries at global tokens and the like are zero in theirs, absent in ours
         torch.testing.assert_close(found.get(name, torch.zeros_like(want)), want, rtol=1e-8, atol=1e-8)
@@ -73,7 +73,8 @@ def test_longformer(globals_: tuple[tuple[int, int], ...], room: int | None, led
         config = LongformerConfig(attention_window=[2 * window], **SHAPE)
         theirs = moved(LongformerSelfAttention(config, layer_id=0))
     ours = foveate.nn.LongformerSelfAttention(window=window, max_globals=room, output_projection=led, **SIZE)
-    ours.load_state_dict(longformer.state_dict(theirs.state_dict()))
+    source = foveate.nn.load_published(ours, theirs.state_dict())
+    assert source == ("transformers, LED" if led else "transformers")
     mask = lengths(n, (32, 19, 8)).long()  # 0: padding, 1: local, 2: global
     for place in globals_:
         mask[place] = 2
@@ -85,7 +86,7 @@ def test_longformer(globals_: tuple[tuple[int, int], ...], room: int | None, led
         return out
 
     assert_same(run, lambda x: ours(x, key_mask=mask > 0, global_mask=mask == 2 if globals_ else None), n, mask > 0)
-    assert_same_gradients(theirs, ours, longformer.state_dict)
+    assert_same_gradients(theirs, ours, source)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -94,7 +95,7 @@ def test_bigbird(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = BigBirdConfig(block_size=block, num_random_blocks=r, max_position_embeddings=64, **SHAPE)
     theirs = moved(BigBirdBlockSparseAttention(config, seed=1)).train(training)
     ours = foveate.nn.BigBirdSelfAttention(block=block, num_random_blocks=r, draw="zero", **SIZE)
-    ours.load_state_dict(bigbird.state_dict(theirs.state_dict()))
+    assert foveate.nn.load_published(ours, theirs.state_dict()) == "transformers"
     real = lengths(n, (52, 31, 6))
     blocked, band, rows, columns = BigBirdModel.create_masks_for_block_sparse_attn(real.double(), block)
     tables: list[Tensor] = []
@@ -115,7 +116,7 @@ def test_bigbird(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         return out
 
     assert_same(run, lambda x: ours(x, **given), n, real)
-    assert_same_gradients(theirs, ours, bigbird.state_dict)
+    assert_same_gradients(theirs, ours, "transformers")
     assert bool(tables[0].any()) == training
 
 
@@ -126,8 +127,8 @@ def test_bigbird_in_full_where_the_sequence_is_short() -> None:
     )
     theirs = moved(BigBirdSelfAttention(config))
     ours = foveate.nn.BigBirdSelfAttention(block=4, num_random_blocks=1, full_up_to=(5 + 2) * 4, use_bias=False, **SIZE)
-    ours.load_state_dict(bigbird.state_dict(theirs.state_dict()))
+    assert foveate.nn.load_published(ours, theirs.state_dict()) == "transformers"
     real = lengths(n, (17, 9, 1))
     hidden = (~real).double()[:, None, None] * -1e9
     assert_same(lambda x: theirs(x, attention_mask=hidden)[0], lambda x: ours(x, key_mask=real), n, real)
-    assert_same_gradients(theirs, ours, bigbird.state_dict)
+    assert_same_gradients(theirs, ours, "transformers")

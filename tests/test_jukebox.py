@@ -7,7 +7,7 @@ import torch
 
 import foveate
 from tests.contract import Case
-from tests.mechanisms.jukebox import PATTERNS, parameters
+from tests.mechanisms.jukebox import PATTERNS
 
 
 def naive(
@@ -137,5 +137,5 @@ def test_names_of_published_weights() -> None:
         for leaf in ("weight", "bias")
     }
     stack = foveate.nn.JukeboxTransformer(embed_dim=8, num_layers=2, patterns=[1, 6])
-    stack.load_state_dict(parameters(given))
+    assert foveate.nn.load_published(stack, given) == "transformers"
     torch.testing.assert_close(stack.state_dict()["blocks.1.attention.value.weight"], given["_attn_mods.1.attn.c_enc_kv.weight"][:, 2:].T)

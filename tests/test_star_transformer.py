@@ -7,7 +7,6 @@ import torch
 
 import foveate
 from tests.contract import Case
-from tests.mechanisms.star_transformer import parameters
 
 ENCODER: dict[str, Any] = {"embed_dim": 6, "num_layers": 3, "num_heads": 2, "head_dim": 5}
 
@@ -59,4 +58,4 @@ def test_names_of_published_weights() -> None:
             for name in ("WQ", "WK", "WV"):
                 given |= {f"{kind}.{t}.{name}.weight": torch.randn(10, 6, 1, 1), f"{kind}.{t}.{name}.bias": torch.randn(10)}
             given |= {f"{kind}.{t}.WO.weight": torch.randn(6, 10, 1, 1), f"{kind}.{t}.WO.bias": torch.randn(6)}
-    foveate.nn.StarTransformer(**ENCODER, max_len=4).load_state_dict(parameters(given))
+    foveate.nn.load_published(foveate.nn.StarTransformer(**ENCODER, max_len=4), given)

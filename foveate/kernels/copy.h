@@ -45,8 +45,8 @@ template <class scalar> void copy_rows(const Rows& rows, long b, long h, long fi
 
 inline constexpr long turned_rows = 64;  // rows that lie side by side once they are turned
 
-/// Four rows of four numbers, to four columns `turned_rows` apart.
-template <class scalar> inline void turn(const scalar* from, long row, scalar* to) {
+/// Four rows of four numbers, to four columns `column` apart.
+template <class scalar> inline void turn(const scalar* from, long row, scalar* to, long column) {
   typedef scalar Four __attribute__((vector_size(4 * sizeof(scalar)), aligned(sizeof(scalar)), may_alias));
   const auto read = [](const scalar* p) -> const Four& { return *reinterpret_cast<const Four*>(p); };
   const auto at = [](scalar* p) -> Four& { return *reinterpret_cast<Four*>(p); };
@@ -54,9 +54,20 @@ template <class scalar> inline void turn(const scalar* from, long row, scalar* t
   const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
   const Four AB = __builtin_shufflevector(a, b, 2, 6, 3, 7), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
   at(to) = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
-  at(to + turned_rows) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-  at(to + 2 * turned_rows) = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
-  at(to + 3 * turned_rows) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
+  at(to + column) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  at(to + 2 * column) = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
+  at(to + 3 * column) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
+}
+
+/// Copies `height` rows to columns `column` apart.
+template <class scalar> void turn_rows(const scalar* from, long row, long height, long width, scalar* to, long column) {
+  const long by_four = height / 4 * 4, wide_by_four = width / 4 * 4;
+  for (long r = 0; r < by_four; r += 4) {
+    for (long d = 0; d < wide_by_four; d += 4) turn(from + r * row + d, row, to + d * column + r, column);
+  }
+  for (long r = 0; r < height; ++r) {
+    for (long d = r < by_four ? wide_by_four : 0; d < width; ++d) to[d * column + r] = from[r * row + d];
+  }
 }
 
 /// Copies the same rows to a transposed tile [width,turned_rows]; rows beyond them are zero.
@@ -65,7 +76,7 @@ template <class scalar> void copy_across(const Rows& rows, long b, long h, long 
   const long by_four = as_they_are ? height / 4 * 4 : 0, wide_by_four = width / 4 * 4;
   const scalar* from = static_cast<const scalar*>(rows.data) + (as_they_are ? b * rows.batch + h * rows.head + first * rows.row : 0);
   for (long r = 0; r < by_four; r += 4) {
-    for (long d = 0; d < wide_by_four; d += 4) turn(from + r * rows.row + d, rows.row, to + d * turned_rows + r);
+    for (long d = 0; d < wide_by_four; d += 4) turn(from + r * rows.row + d, rows.row, to + d * turned_rows + r, turned_rows);
   }
   for (long r = 0; r < height; ++r) {
     if (rows.place(b, h, first + r) < 0) {

@@ -15,19 +15,20 @@ template <class scalar> struct Linear {
   long offset;                    // query i sees keys j <= i + offset
   const unsigned char* key_mask;  // [B,M], 0 hides; may be null
   const scalar* log_decay;        // [B,Hk,M]; may be null
+  const scalar* beta;             // [B,Hk,M]: how strongly a key corrects the memory, the delta rule; may be null, needs no decay, no divisor
   const scalar *S, *z;            // [B,Hk,F,Dv], [B,Hk,F]: what came before; may be null
   Divisor divisor;
   scalar eps;
 
   scalar* out;                // [B,H,N,Dv]
-  scalar *S_after, *z_after;  // like S and z
+  scalar *S_after, *z_after;  // like S and z; z is null with the delta rule, here and below
 
   // Backward: out is that of the forward, and so are the sums after all keys.
   Rows d_out;                           // [B,H,N,Dv]
   const scalar *d_S_after, *d_z_after;  // like S and z; may be null
   scalar *d_q, *d_k, *d_v, *d_S, *d_z;  // [B,H,N,F], [B,Hk,M,F], [B,Hk,M,Dv], like S, like z
-  scalar* d_log_decay;                  // [B,Hk,M]; may be null
-  scalar* d_sums;                       // [B,H,N,Dv + 1 rounded up]: scratch, gradients of q S and q . z
+  scalar *d_log_decay, *d_beta;         // [B,Hk,M]; may be null
+  scalar* d_sums;                       // [B,H,N,Dv + 1 rounded up, Dv with the delta rule]: scratch, gradients of q S and q . z
 };
 
 }  // namespace foveate::kernels

@@ -12,6 +12,11 @@ Tensor dropout(const Tensor& x, double probability, const optional<Tensor>& give
   return kept ? x * kept->to(x.scalar_type()) / (1 - probability) : x;
 }
 
+Tensor seed_of_part(const Tensor& seed, int64_t part) {
+  constexpr int64_t far = 0x9e3779b9;  // a draw adds the number of its row to the seed: neighbouring seeds would share rows
+  return part == 0 ? seed : seed + part * far;
+}
+
 WeightDropout::WeightDropout(double probability, const optional<Tensor>& seed, bool training, const Tensor& like)
     : probability_(probability), seed_(seed) {
   if (!seed_ && training && probability > 0) seed_ = ops::draw_seed(like);
@@ -20,7 +25,7 @@ WeightDropout::WeightDropout(double probability, const optional<Tensor>& seed, b
 ops::Attention WeightDropout::with(ops::Attention call, int64_t part) const {
   if (!seed_) return call;
   call.dropout = probability_;
-  call.dropout_seed = part == 0 ? *seed_ : *seed_ + part;
+  call.dropout_seed = seed_of_part(*seed_, part);
   return call;
 }
 

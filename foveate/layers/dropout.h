@@ -10,6 +10,9 @@ FOVEATE_API optional<Tensor> keep(at::SymIntArrayRef shape, double probability, 
 /// x with that draw applied.
 FOVEATE_API Tensor dropout(const Tensor& x, double probability, const optional<Tensor>& given, bool training);
 
+/// The seeds that follow from one: parts of an attention, and layers of a stack, have draws of their own.
+FOVEATE_API Tensor seed_of_part(const Tensor& seed, int64_t part);
+
 /// Dropout of attention weights by a seed: the given one, in training a fresh one, else none. Nothing of size N x M is drawn.
 class FOVEATE_API WeightDropout {
  public:
@@ -17,6 +20,7 @@ class FOVEATE_API WeightDropout {
   WeightDropout(double probability, const optional<Tensor>& seed, bool training, const Tensor& like);
   /// What a call of attention takes besides; calls that are joined are parts of one attention and have draws of their own.
   ops::Attention with(ops::Attention call, int64_t part = 0) const;
+  const optional<Tensor>& seed() const { return seed_; }
 
  private:
   double probability_ = 0;

@@ -61,6 +61,14 @@ void check_qkv(const char* op, const Tensor& q, const Tensor& k, const Tensor& v
   TORCH_CHECK_TYPE(v.scalar_type() == q.scalar_type(), op, ": v must be ", q.scalar_type(), " like q, got ", v.scalar_type());
 }
 
+void check_argument(const char* op, const char* name, const char* letters, const Tensor& argument, std::initializer_list<Size> shape,
+                    at::ScalarType type) {
+  bool fits = argument.dim() == static_cast<int64_t>(shape.size());
+  for (int64_t d = 0; fits && d < argument.dim(); ++d) fits = extent(argument, d) == shape.begin()[d];
+  TORCH_CHECK_VALUE(fits, op, ": ", name, " must be ", letters, " = ", c10::SymIntArrayRef(shape), ", got ", argument.sym_sizes());
+  TORCH_CHECK_TYPE(argument.scalar_type() == type, op, ": ", name, " must be ", type, ", got ", argument.scalar_type());
+}
+
 Tensor draw_seed(const Tensor& like) { return at::randint(int64_t{1} << 32, {}, like.options().dtype(at::kLong)); }
 
 optional<Tensor> visible_keys(const Tensor& k, const optional<Tensor>& key_mask, const optional<Tensor>& key_lengths) {

@@ -65,4 +65,8 @@ FOVEATE_API optional<Tensor> visible_keys(const Tensor& k, const optional<Tensor
 /// Refuses q, k, v that do not belong together, naming the argument.
 FOVEATE_API void check_qkv(const char* op, const Tensor& q, const Tensor& k, const Tensor& v);
 
+/// Refuses an argument that has not this shape and type; `letters` names the shape.
+void check_argument(const char* op, const char* name, const char* letters, const Tensor& argument, std::initializer_list<Size> shape,
+                    at::ScalarType type);
+
 }  // namespace foveate::ops

@@ -19,20 +19,6 @@ Tensor entry(const AttentionArguments& c, const Scores& s, const Tensor& table) 
   return (s.j - s.i + (c.origin - c.offset).guard_int(__FILE__, __LINE__)).clamp(0, table.size(1) - 1);
 }
 
-/// A draw of dropout that depends on the seed and on the place of a probability alone, whatever is computed beside it: True where kept.
-/// 32-bit numbers in 64 bits; kernels/softmax_score.h does the same.
-Tensor drawn(const AttentionArguments& c, const Scores& s) {
-  constexpr int64_t low = 0xffffffff;
-  const auto mix = [&](Tensor x) {
-    x = ((x ^ x.bitwise_right_shift(16)) * 0x7feb352d) & low;
-    x = ((x ^ x.bitwise_right_shift(15)) * 0x846ca68b) & low;
-    return x ^ x.bitwise_right_shift(16);
-  };
-  const Tensor seed = *c.dropout_seed & low;
-  const Tensor row = mix(((s.b * c.q.size(1) + s.head) * c.q.size(2) + s.i + seed) & low);
-  return mix((row + s.j * 0x9e3779b1) & low) >= static_cast<int64_t>(c.dropout * 4294967296.0);
-}
-
 /// The same call with queries and keys put where the indices say, and hidden where they say -1.
 AttentionArguments in_line(const AttentionArguments& c) {
   AttentionArguments d = c;
@@ -59,6 +45,17 @@ AttentionArguments in_line(const AttentionArguments& c) {
 }
 
 }  // namespace
+
+// 32-bit numbers in 64 bits; kernels/softmax_score.h does the same.
+Tensor kept_by_seed(const Tensor& row, const Tensor& column, const Tensor& seed, double dropout) {
+  constexpr int64_t low = 0xffffffff;
+  const auto mix = [&](Tensor x) {
+    x = ((x ^ x.bitwise_right_shift(16)) * 0x7feb352d) & low;
+    x = ((x ^ x.bitwise_right_shift(15)) * 0x846ca68b) & low;
+    return x ^ x.bitwise_right_shift(16);
+  };
+  return mix((mix((row + (seed & low)) & low) + column * 0x9e3779b1) & low) >= static_cast<int64_t>(dropout * 4294967296.0);
+}
 
 Tensor repeat_heads(const Tensor& k, int64_t heads) {
   const int64_t key_heads = k.size(1);
@@ -102,7 +99,10 @@ Softmax weigh(const AttentionArguments& c, const Scores& scores) {
   if (c.window) hide(scores.j <= here - *c.window);
   auto [p, lse] = safe_softmax(s);
   if (c.dropout_keep) p = p * exact(scores.of_all(*c.dropout_keep)) / (1 - c.dropout);
-  if (c.dropout_seed) p = p * exact(drawn(c, scores)) / (1 - c.dropout);
+  if (c.dropout_seed) {
+    const Tensor row = (scores.b * c.q.size(1) + scores.head) * c.q.size(2) + scores.i;
+    p = p * exact(kept_by_seed(row, scores.j, *c.dropout_seed, c.dropout)) / (1 - c.dropout);
+  }
   return {.probabilities = p, .lse = lse};
 }
 

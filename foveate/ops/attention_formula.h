@@ -29,6 +29,10 @@ struct Scores {
   optional<Tensor> seen = {};                        // bool
 };
 
+/// A draw of dropout that depends on the seed and on the place of a probability alone, whatever is computed beside it: True where kept.
+/// `row` numbers the queries of all heads and sequences, `column` the keys.
+Tensor kept_by_seed(const Tensor& row, const Tensor& column, const Tensor& seed, double dropout);
+
 /// From scores to probabilities: biases, masks, softmax, dropout.
 Softmax weigh(const AttentionArguments& c, const Scores& scores);
 

@@ -18,14 +18,6 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_meta(const Tensor& q, const 
           q.new_empty_symint({extent(k, 0), extent(k, 1), extent(k, 3)}, sums)};
 }
 
-/// Refuses a tensor that has not this shape and type.
-void check(const char* name, const char* letters, const Tensor& t, std::initializer_list<Size> shape, at::ScalarType type) {
-  bool fits = t.dim() == static_cast<int64_t>(shape.size());
-  for (int64_t d = 0; fits && d < t.dim(); ++d) fits = extent(t, d) == shape.begin()[d];
-  TORCH_CHECK_VALUE(fits, "linear_attention: ", name, " must be ", letters, " = ", c10::SymIntArrayRef(shape), ", got ", t.sym_sizes());
-  TORCH_CHECK_TYPE(t.scalar_type() == type, "linear_attention: ", name, " must be ", type, ", got ", t.scalar_type());
-}
-
 }  // namespace
 
 FOVEATE_OP(linear_attention,
@@ -40,13 +32,13 @@ LinearAttended linear_attention(const Tensor& q, const Tensor& k, const Tensor& 
   check_qkv("linear_attention", q, k, v);
   const auto type = q.scalar_type(), sums = accumulation_type(type);
   const Size B = extent(k, 0), Hk = extent(k, 1), M = extent(k, 2), F = extent(k, 3), Dv = extent(v, 3);
-  if (o.key_mask) check("key_mask", "[B,M]", *o.key_mask, {B, M}, at::kBool);
-  if (o.log_decay) check("log_decay", "[B,Hk,M]", *o.log_decay, {B, Hk, M}, type);
+  if (o.key_mask) check_argument("linear_attention", "key_mask", "[B,M]", *o.key_mask, {B, M}, at::kBool);
+  if (o.log_decay) check_argument("linear_attention", "log_decay", "[B,Hk,M]", *o.log_decay, {B, Hk, M}, type);
   TORCH_CHECK_VALUE(!o.log_decay || o.causal, "linear_attention: log_decay needs causal: without an order nothing is older");
   TORCH_CHECK_VALUE(o.state.S.defined() == o.state.z.defined(), "linear_attention: state needs both the sum of k v^T and the sum of k");
   if (o.state.S.defined()) {
-    check("state", "[B,Hk,F,Dv]", o.state.S, {B, Hk, F, Dv}, sums);
-    check("key_sum", "[B,Hk,F]", o.state.z, {B, Hk, F}, sums);
+    check_argument("linear_attention", "state", "[B,Hk,F,Dv]", o.state.S, {B, Hk, F, Dv}, sums);
+    check_argument("linear_attention", "key_sum", "[B,Hk,F]", o.state.z, {B, Hk, F}, sums);
   }
   TORCH_CHECK_VALUE(o.eps >= 0, "linear_attention: eps must not be negative, got ", o.eps);
   const auto given = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };

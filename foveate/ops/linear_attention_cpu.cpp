@@ -2,6 +2,7 @@
 
 #include "kernels/linear.h"
 
+#include <foveate/delta_attention_formula.h>
 #include <foveate/linear_attention.h>
 #include <foveate/linear_attention_formula.h>
 #include <foveate/prepared.h>
@@ -16,7 +17,7 @@ template <class scalar> const kernels::LinearEngine<scalar>& engine() {
 
 struct Arguments {
   Tensor q, k, v;
-  optional<Tensor> key_mask, log_decay, S, z;
+  optional<Tensor> key_mask, log_decay, beta, S, z;
   int64_t offset;
   std::string_view normalizer;
   double eps;
@@ -38,6 +39,7 @@ template <class scalar> kernels::Linear<scalar> prepared(const Arguments& c, Ali
           .offset = c.offset,
           .key_mask = alive.bytes(c.key_mask),
           .log_decay = alive.numbers<scalar>(c.log_decay),
+          .beta = alive.numbers<scalar>(c.beta),
           .S = alive.numbers<scalar>(c.S),
           .z = alive.numbers<scalar>(c.z),
           .divisor = static_cast<kernels::Divisor>(divisor),
@@ -48,51 +50,72 @@ template <class scalar> std::tuple<Tensor, Tensor, Tensor> forward(const Argumen
   Alive alive(c.q);
   auto a = prepared<scalar>(c, alive);
   const Tensor out = at::empty({a.B, a.H, a.N, a.Dv}, alive.options), S = at::empty({a.B, a.Hk, a.F, a.Dv}, alive.options),
-               z = at::empty({a.B, a.Hk, a.F}, alive.options);
+               z = c.beta ? Tensor() : at::empty({a.B, a.Hk, a.F}, alive.options);
   a.out = out.mutable_data_ptr<scalar>();
   a.S_after = S.mutable_data_ptr<scalar>();
-  a.z_after = z.mutable_data_ptr<scalar>();
+  a.z_after = c.beta ? nullptr : z.mutable_data_ptr<scalar>();
   const auto& run = engine<scalar>();
   alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.forward_room(a), run.forward);
   return {out.to(c.q.scalar_type()), S, z};
 }
 
-template <class scalar> std::vector<Tensor> backward(const Backward& call, const Arguments& c) {
+/// Gradients of the arguments; undefined where one is absent.
+struct Found {
+  Tensor q, k, v, log_decay, beta, S, z;
+};
+
+template <class scalar> Found backward(const Backward& call, const Arguments& c) {
   Alive alive(c.q);
   auto a = prepared<scalar>(c, alive);
   const auto& run = engine<scalar>();
   const auto zeros_like = [&](const Tensor& t) { return at::zeros(t.sizes(), alive.options); };
-  const Tensor &out = call.results[0], &S = call.results[1], &z = call.results[2];
+  const Tensor &out = call.results[0], &S = call.results[1];
   a.out = const_cast<scalar*>(alive.numbers<scalar>(out));    // NOLINT: read only in the backward
   a.S_after = const_cast<scalar*>(alive.numbers<scalar>(S));  // NOLINT
-  a.z_after = const_cast<scalar*>(alive.numbers<scalar>(z));  // NOLINT
   const auto given = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };
   a.d_out = alive.kept_rows(call.gradients[0].defined() ? call.gradients[0] : zeros_like(out));
   a.d_S_after = alive.numbers<scalar>(given(call.gradients[1]));
-  a.d_z_after = alive.numbers<scalar>(given(call.gradients[2]));
-  const Tensor d_q = zeros_like(c.q), d_k = zeros_like(c.k), d_v = zeros_like(c.v), d_S = zeros_like(S), d_z = zeros_like(z);
-  const Tensor d_log_decay = c.log_decay ? zeros_like(*c.log_decay) : Tensor();
-  a.d_q = d_q.mutable_data_ptr<scalar>();
-  a.d_k = d_k.mutable_data_ptr<scalar>();
-  a.d_v = d_v.mutable_data_ptr<scalar>();
-  a.d_S = d_S.mutable_data_ptr<scalar>();
-  a.d_z = d_z.mutable_data_ptr<scalar>();
-  a.d_log_decay = c.log_decay ? d_log_decay.mutable_data_ptr<scalar>() : nullptr;
-  a.d_sums = alive.room<scalar>({a.B, a.H, a.N, padded(a.Dv + 1, run.vector)});
+  const auto zeros_beside = [&](const optional<Tensor>& t) { return t ? zeros_like(*t) : Tensor(); };
+  const Found found{.q = zeros_like(c.q),
+                    .k = zeros_like(c.k),
+                    .v = zeros_like(c.v),
+                    .log_decay = zeros_beside(c.log_decay),
+                    .beta = zeros_beside(c.beta),
+                    .S = zeros_like(S),
+                    .z = c.beta ? Tensor() : zeros_like(call.results[2])};
+  if (!c.beta) {
+    a.z_after = const_cast<scalar*>(alive.numbers<scalar>(call.results[2]));  // NOLINT
+    a.d_z_after = alive.numbers<scalar>(given(call.gradients[2]));
+  }
+  const auto numbers = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<scalar>() : nullptr; };
+  a.d_q = numbers(found.q);
+  a.d_k = numbers(found.k);
+  a.d_v = numbers(found.v);
+  a.d_S = numbers(found.S);
+  a.d_z = numbers(found.z);
+  a.d_log_decay = numbers(found.log_decay);
+  a.d_beta = numbers(found.beta);
+  a.d_sums = alive.room<scalar>({a.B, a.H, a.N, padded(c.beta ? a.Dv : a.Dv + 1, run.vector)});
   alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.backward_room(a), run.backward);
+  return found;
+}
 
+/// Where keys are walked in order.
+std::vector<Tensor> ordered_backward(const Backward& call, const Arguments& c) {
+  const auto d = c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
   Wanted wanted(call);
   std::vector<Tensor> found;
   const auto add = [&](const optional<Tensor>& argument, const Tensor& gradient) {
     give(found, wanted(argument), argument, [&] { return gradient; });
   };
-  add(c.q, d_q);
-  add(c.k, d_k);
-  add(c.v, d_v);
+  add(c.q, d.q);
+  add(c.k, d.k);
+  add(c.v, d.v);
+  if (c.beta) add(c.beta, d.beta);
   add(c.key_mask, {});
-  add(c.log_decay, d_log_decay);
-  add(c.S, d_S);
-  add(c.z, d_z);
+  add(c.log_decay, d.log_decay);
+  add(c.S, d.S);
+  add(c.z, d.z);
   return found;
 }
 
@@ -132,6 +155,22 @@ std::vector<Tensor> whole_backward(const Backward& call, const Arguments& c) {
   return found;
 }
 
+/// The delta rule writes in order in any case: without `causal` the first query stands behind the last key.
+Arguments delta_arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta, const optional<Tensor>& key_mask,
+                          const optional<Tensor>& state, const Size& offset, bool causal) {
+  return {.q = q,
+          .k = k,
+          .v = v,
+          .key_mask = key_mask,
+          .log_decay = {},
+          .beta = beta,
+          .S = state,
+          .z = {},
+          .offset = causal ? offset.expect_int() : k.size(2),
+          .normalizer = "none",
+          .eps = 0};
+}
+
 bool empty(const Arguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0; }
 
 }  // namespace
@@ -139,18 +178,50 @@ bool empty(const Arguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || 
 std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
                                                         const optional<Tensor>& log_decay, const optional<Tensor>& S, const optional<Tensor>& z,
                                                         Size offset, bool causal, std::string_view normalizer, double eps) {
-  const Arguments c{q, k, v, key_mask, log_decay, S, z, offset.expect_int(), normalizer, eps};
+  const Arguments c{.q = q,
+                    .k = k,
+                    .v = v,
+                    .key_mask = key_mask,
+                    .log_decay = log_decay,
+                    .beta = {},
+                    .S = S,
+                    .z = z,
+                    .offset = offset.expect_int(),
+                    .normalizer = normalizer,
+                    .eps = eps};
   if (!causal || empty(c)) return linear_attention_formula(q, k, v, key_mask, log_decay, S, z, offset, causal, normalizer, eps);
   return q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
 }
 
 Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> key_mask, optional<Tensor> log_decay,
                                         optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, const std::string& normalizer, double eps) {
-  const Arguments c{std::move(q), std::move(k), std::move(v),        std::move(key_mask), std::move(log_decay),
-                    std::move(S), std::move(z), offset.expect_int(), normalizer,          eps};
+  const Arguments c{.q = std::move(q),
+                    .k = std::move(k),
+                    .v = std::move(v),
+                    .key_mask = std::move(key_mask),
+                    .log_decay = std::move(log_decay),
+                    .beta = {},
+                    .S = std::move(S),
+                    .z = std::move(z),
+                    .offset = offset.expect_int(),
+                    .normalizer = normalizer,
+                    .eps = eps};
   if (empty(c)) return std::nullopt;
-  if (!causal) return whole_backward(call, c);
-  return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
+  return causal ? ordered_backward(call, c) : whole_backward(call, c);
+}
+
+std::tuple<Tensor, Tensor> delta_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                               const optional<Tensor>& key_mask, const optional<Tensor>& state, Size offset, bool causal) {
+  const auto c = delta_arguments(q, k, v, beta, key_mask, state, offset, causal);
+  if (empty(c)) return delta_attention_formula(q, k, v, beta, key_mask, state, offset, causal);
+  auto [out, S, z] = q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
+  return {std::move(out), std::move(S)};
+}
+
+Gradients delta_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, Tensor beta, optional<Tensor> key_mask,
+                                       optional<Tensor> state, Size offset, bool causal) {
+  const auto c = delta_arguments(q, k, v, beta, key_mask, state, offset, causal);
+  return empty(c) ? Gradients() : ordered_backward(call, c);
 }
 
 }  // namespace foveate::ops

@@ -1,4 +1,4 @@
-// foveate::_linear_attention on the CPU: the linear engine where it is causal, products of matrices elsewhere.
+// foveate::_linear_attention and foveate::_delta_attention on the CPU: the linear engine where there is an order, products of matrices elsewhere.
 #pragma once
 #include <foveate/op.h>
 
@@ -14,5 +14,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const T
 
 Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> key_mask, optional<Tensor> log_decay,
                                         optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, const std::string& normalizer, double eps);
+
+std::tuple<Tensor, Tensor> delta_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                               const optional<Tensor>& key_mask, const optional<Tensor>& state, Size offset, bool causal);
+
+Gradients delta_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, Tensor beta, optional<Tensor> key_mask,
+                                       optional<Tensor> state, Size offset, bool causal);
 
 }  // namespace foveate::ops

@@ -10,11 +10,13 @@ namespace foveate::ops {
 
 struct PartitionAttention {
   patterns::BinaryPartition how = {};
-  optional<Tensor> table = {};    ///< [types or more,D]
-  optional<Tensor> lengths = {};  ///< int [B]: each sequence is partitioned by itself, the rest is padding and gets zeros
-  optional<double> scale = {};    ///< default 1/sqrt(D)
-  Size before = 0;                ///< tokens that ask no more
-  bool complete = false;          ///< spans are there only where all their tokens are; for causal partitions that grow
+  optional<Tensor> table = {};         ///< [types or more,D]
+  optional<Tensor> lengths = {};       ///< int [B]: each sequence is partitioned by itself, the rest is padding and gets zeros
+  optional<double> scale = {};         ///< default 1/sqrt(D)
+  double dropout = 0;                  ///< probability of dropping a weight, in [0,1), where there is a seed
+  optional<Tensor> dropout_seed = {};  ///< int []: the draw depends on it and on the place of a weight alone
+  Size before = 0;                     ///< tokens that ask no more
+  bool complete = false;               ///< spans are there only where all their tokens are; for causal partitions that grow
 };
 
 /// k [B,H,T,D] and v [B,H,T,Dv] of `tokens` tokens, then of their spans, level by level. q [B,H,*,D] of the tokens from `before`, then of

@@ -22,12 +22,22 @@ struct Problem {
   int64_t tokens, before;    // N, and the first token that asks
   optional<Tensor> lengths;  // [B,1,1,1]
   at::TensorOptions whole;
+  double scale, dropout;
+  optional<Tensor> dropout_seed;
+  int64_t rows;  // of queries, of each head and sequence
 
   int64_t asking() const { return tokens - before; }
   /// Nodes of a level, of each sequence: broadcastable to [B,1,1,1]
   Tensor count(int64_t level) const {
     const Tensor total = lengths.value_or(at::full({1, 1, 1, 1}, tokens, whole));
     return (total + ((int64_t{1} << level) - 1)).floor_divide(int64_t{1} << level);
+  }
+  /// Dropout of p [B,H,n,m], of the queries from row `first`.
+  Tensor dropped(const Tensor& p, int64_t first) const {
+    if (!dropout_seed) return p;
+    const auto numbers = [&](int64_t count, at::IntArrayRef shape) { return at::arange(count, whole).view(shape); };
+    const Tensor head = numbers(p.size(0) * p.size(1), {p.size(0), p.size(1), 1, 1}), row = numbers(p.size(2), {-1, 1}) + first;
+    return p * kept_by_seed(head * rows + row, numbers(p.size(3), {1, -1}), *dropout_seed, dropout).to(p.scalar_type()) / (1 - dropout);
   }
 };
 
@@ -99,8 +109,7 @@ Tensor with_overflow(const Problem& of, int64_t level, const Tensor& nodes, cons
   return at::where(place == of.count(level), next.narrow(2, 0, 1), at::constant_pad_nd(nodes, {0, 0, 0, 1}));
 }
 
-Tensor of_tokens(const Problem& of, const Tensor& q, const std::vector<Tensor>& k, const std::vector<Tensor>& v, const optional<Tensor>& table,
-                 double scale) {
+Tensor of_tokens(const Problem& of, const Tensor& q, const std::vector<Tensor>& k, const std::vector<Tensor>& v, const optional<Tensor>& table) {
   std::vector<Part> parts;
   for (int64_t level = 0; level < static_cast<int64_t>(k.size()); ++level) {
     const auto at = static_cast<std::size_t>(level);
@@ -124,8 +133,8 @@ Tensor of_tokens(const Problem& of, const Tensor& q, const std::vector<Tensor>& 
   const int64_t sequences = of.lengths ? of.lengths->size(0) : 1;
   for (Tensor& one : seen) one = one.expand({sequences, 1, of.asking(), one.size(3)});
   const Tensor hidden = at::cat(seen, -1).logical_not();
-  const Tensor s = (at::cat(scores, -1) * scale).masked_fill(hidden, -std::numeric_limits<double>::infinity());
-  const Tensor probabilities = safe_softmax(s).probabilities;
+  const Tensor s = (at::cat(scores, -1) * of.scale).masked_fill(hidden, -std::numeric_limits<double>::infinity());
+  const Tensor probabilities = of.dropped(safe_softmax(s).probabilities, 0);
   Tensor out;
   for (int64_t next = 0; const auto& [w, keys, values] : parts) {
     const Tensor p = w.tile(probabilities.narrow(3, next, w.size));
@@ -136,30 +145,35 @@ Tensor of_tokens(const Problem& of, const Tensor& q, const std::vector<Tensor>& 
   return out;
 }
 
-/// Spans first <= u < last of a level: each reads its tokens. q [B,H,last-first,D], k and v of all tokens
-Tensor of_spans(const Problem& of, int64_t level, int64_t first, const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+/// Spans first <= u < last of a level: each reads its tokens. q [B,H,last-first,D], from row `row` of all queries; k and v of all tokens
+Tensor of_spans(const Problem& of, int64_t level, int64_t first, int64_t row, const Tensor& q, const Tensor& k, const Tensor& v) {
   const int64_t run = int64_t{1} << level, begin = first * run, end = begin + q.size(2) * run, there = std::min(end, of.tokens);
   const auto cut = [&](const Tensor& x) {  // [B,H,spans,run,D]
     return at::constant_pad_nd(x.slice(2, begin, there), {0, 0, 0, end - there}).unflatten(2, {q.size(2), run});
   };
-  Tensor s = at::matmul(q.unsqueeze(3), cut(k).transpose(-1, -2)) * scale;  // [B,H,spans,1,run]
+  Tensor s = at::matmul(q.unsqueeze(3), cut(k).transpose(-1, -2)) * of.scale;  // [B,H,spans,1,run]
   const Tensor place = at::arange(begin, end, of.whole).view({-1, 1, run});
   const Tensor hidden = of.lengths ? place >= of.lengths->unsqueeze(-1) : place >= of.tokens;
   s = s.masked_fill(hidden, -std::numeric_limits<double>::infinity());
-  return at::matmul(safe_softmax(s).probabilities, cut(v)).squeeze(3);
+  const Tensor probabilities = of.dropped(safe_softmax(s).probabilities.squeeze(3), row).unsqueeze(3);
+  return at::matmul(probabilities, cut(v)).squeeze(3);
 }
 
 }  // namespace
 
 Tensor partition_attention_formula(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given, const optional<Tensor>& table_given,
-                                   const optional<Tensor>& lengths, Size tokens, Size before, int64_t step, int64_t clip_dist, bool causal,
-                                   bool right_overflow, bool complete, double scale) {
+                                   const optional<Tensor>& lengths, const optional<Tensor>& dropout_seed, Size tokens, Size before, int64_t step,
+                                   int64_t clip_dist, bool causal, bool right_overflow, bool complete, double scale, double dropout) {
   const auto type = accumulation_type(q_given.scalar_type());
   const Tensor q = q_given.to(type), k = k_given.to(type), v = v_given.to(type);
   Problem of{.how = {.step = step, .clip_dist = clip_dist, .causal = causal, .right_overflow = right_overflow},
              .tokens = tokens.guard_int(__FILE__, __LINE__),
              .before = before.guard_int(__FILE__, __LINE__),
-             .whole = q.options().dtype(at::kLong)};
+             .whole = q.options().dtype(at::kLong),
+             .scale = scale,
+             .dropout = dropout,
+             .dropout_seed = dropout_seed,
+             .rows = q.size(2)};
   if (lengths) of.lengths = lengths->to(at::kLong).view({-1, 1, 1, 1});
   const auto sizes = patterns::partition_levels(of.tokens, complete);
   std::vector<int64_t> firsts{of.before}, asked{of.asking()};
@@ -174,9 +188,11 @@ Tensor partition_attention_formula(const Tensor& q_given, const Tensor& k_given,
 
   const auto queries = by_level(q, asked), keys = by_level(k, sizes), values = by_level(v, sizes);
   std::vector<Tensor> outs;
-  if (of.asking() > 0) outs.push_back(of_tokens(of, queries[0], keys, values, table_given ? optional(table_given->to(type)) : std::nullopt, scale));
+  if (of.asking() > 0) outs.push_back(of_tokens(of, queries[0], keys, values, table_given ? optional(table_given->to(type)) : std::nullopt));
+  int64_t row = asked[0];
   for (std::size_t level = 1; level < sizes.size(); ++level) {
-    if (asked[level] > 0) outs.push_back(of_spans(of, static_cast<int64_t>(level), firsts[level], queries[level], keys[0], values[0], scale));
+    if (asked[level] > 0) outs.push_back(of_spans(of, static_cast<int64_t>(level), firsts[level], row, queries[level], keys[0], values[0]));
+    row += asked[level];
   }
   const Tensor out = at::cat(outs, 2).to(q_given.scalar_type());
   return at::constant_pad_nd(out, {0, 0, 0, q.size(2) - out.size(2)}).contiguous();

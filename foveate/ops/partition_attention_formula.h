@@ -5,7 +5,7 @@
 namespace foveate::ops {
 
 Tensor partition_attention_formula(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& table, const optional<Tensor>& lengths,
-                                   Size tokens, Size before, int64_t step, int64_t clip_dist, bool causal, bool right_overflow, bool complete,
-                                   double scale);
+                                   const optional<Tensor>& dropout_seed, Size tokens, Size before, int64_t step, int64_t clip_dist, bool causal,
+                                   bool right_overflow, bool complete, double scale, double dropout);
 
 }  // namespace foveate::ops

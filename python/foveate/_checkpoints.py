@@ -6,6 +6,7 @@ A map lists, for a form and a source, the source's tensors and ours:
                                       "out_proj.*": "out.*"}}}
 
 `{i}` is a number, `{i-1}` the one before it, `*` any text; the first entry that matches counts; null says that a tensor has no place here.
+A tensor that is taken in several ways has a list of them, of which one with `beside` counts only where that other tensor is there too.
 Several sources of one form may share names: the first that fits is taken.
 """
 
@@ -16,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, cat, stack
 
@@ -27,7 +29,10 @@ _PLACE = re.compile(r"\{(\w)([+-]\d+)?\}|\*")
 _SPREAD: Mapping[str, Callable[[Tensor, int], tuple[Tensor, ...]]] = {
     "": lambda x, _: (x,),
     "transpose": lambda x, _: (x.transpose(-1, -2),),
+    "flatten": lambda x, _: (x.flatten(1),),
+    "first_rows": lambda x, _: (x,),  # as many as ours has, see `problems`
     "split": lambda x, count: x.chunk(count),
+    "transpose_split": lambda x, count: x.transpose(-1, -2).chunk(count),
     "unstack": lambda x, _: x.unbind(),
     "matrix": lambda x, _: (x.flatten(1),),  # a convolution of one tap
     "vector": lambda x, _: (x.flatten(),),
@@ -44,6 +49,8 @@ class Entry:
     ours: tuple[str, ...]
     """Several where the tensor is split; none where it has no place here."""
     op: str = ""
+    beside: str = ""
+    """Another tensor of theirs without which the line does not count."""
 
 
 def sources(form: FormCard) -> Mapping[str, tuple[Entry, ...]]:
@@ -56,9 +63,13 @@ def _maps(slug: str) -> Mapping[str, Mapping[str, tuple[Entry, ...]]]:
     path = Path(__file__).parent / "checkpoints" / f"{slug}.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
     return {
-        form: {source: tuple(_entry(name, row) for name, row in entries.items()) for source, entries in by_source.items()}
+        form: {source: tuple(_entry(name, row) for name, rows in entries.items() for row in _several(rows)) for source, entries in by_source.items()}
         for form, by_source in rows.items()
     }
+
+
+def _several(rows: Any) -> list[Any]:
+    return rows if isinstance(rows, list) else [rows]
 
 
 def _entry(published: str, row: str | dict[str, str | list[str]] | None) -> Entry:
@@ -66,10 +77,10 @@ def _entry(published: str, row: str | dict[str, str | list[str]] | None) -> Entr
         return Entry(published, ())
     if isinstance(row, str):
         return Entry(published, (row,))
-    to, op = row["to"], row["op"]
+    to, op = row["to"], row.get("op", "")
     if op not in {*_SPREAD, *_JOIN}:
         raise ValueError(f"{published}: op must be one of {', '.join(filter(None, (*_SPREAD, *_JOIN)))}, got {op}")
-    return Entry(published, (to,) if isinstance(to, str) else tuple(to), str(op))
+    return Entry(published, (to,) if isinstance(to, str) else tuple(to), str(op), str(row.get("beside", "")))
 
 
 def _matched(pattern: str, name: str) -> dict[str, str] | None:
@@ -93,13 +104,24 @@ def _filled(pattern: str, values: Mapping[str, str]) -> str:
     return _PLACE.sub(text, pattern)
 
 
+def _made_by(entries: tuple[Entry, ...], ours: str) -> tuple[Entry, dict[str, str]] | None:
+    """The first entry that makes one of our tensors."""
+    return next(((e, v) for e in entries for pattern in e.ours if (v := _matched(pattern, ours)) is not None), None)
+
+
 def published_name(entries: tuple[Entry, ...], ours: str) -> str | None:
     """What a source calls one of our tensors; {i} stays where several of theirs make it up."""
+    made = _made_by(entries, ours)
+    return _filled(made[0].published, made[1]) if made else None
+
+
+def _entry_for(entries: tuple[Entry, ...], name: str, state: Mapping[str, Tensor]) -> tuple[Entry | None, dict[str, str]]:
+    """The entry that takes one of their tensors."""
     for entry in entries:
-        for pattern in entry.ours:
-            if (values := _matched(pattern, ours)) is not None:
-                return _filled(entry.published, values)
-    return None
+        values = _matched(entry.published, name)
+        if values is not None and (not entry.beside or _filled(entry.beside, values) in state):
+            return entry, values
+    return None, {}
 
 
 def renamed(entries: tuple[Entry, ...], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -108,7 +130,7 @@ def renamed(entries: tuple[Entry, ...], state: Mapping[str, Tensor]) -> tuple[di
     parts: dict[tuple[str, str], dict[tuple[int, int], Tensor]] = defaultdict(dict)
     surplus = []
     for name, x in state.items():
-        entry, values = next(((e, v) for e in entries if (v := _matched(e.published, name)) is not None), (None, {}))
+        entry, values = _entry_for(entries, name, state)
         if entry is None:
             surplus.append(name)
         elif entry.op in _JOIN:
@@ -131,7 +153,10 @@ def problems(entries: tuple[Entry, ...], state: Mapping[str, Tensor], wanted: Ma
     found, unknown = renamed(entries, state)
     wrong = [f"surplus {name}" for name in unknown]
     for name, x in wanted.items():
-        theirs = published_name(entries, name)
+        made = _made_by(entries, name)
+        theirs = _filled(made[0].published, made[1]) if made else None
+        if made and made[0].op == "first_rows" and name in found:
+            found[name] = found[name][: len(x)]
         if name not in found:
             wrong.append(f"missing {theirs} (our {name})" if theirs else f"it has nothing for our {name}")
         elif found[name].shape != x.shape:

@@ -35,25 +35,28 @@ def describe(card: Card, form: FormCard, with_parameters: bool) -> str:
     """The documentation of a form, from its card and fields."""
     lines = [f"{card.title}: {form.summary}.", "", f"    {card.equation}", "", f"arXiv {card.paper} ({card.year}); cost {card.cost}."]
 
-    def section(title: str, fields: Iterable[Field]) -> None:
-        rows = []
-        for field in fields:
-            default = f" Default {field.default!r}." if field.has_default and field.default is not None else ""
-            choices = f" One of {', '.join(field.choices)}." if field.choices else ""
-            rows.append(f"    {field.name}{' (optional)' if field.optional else ''}: {field.doc}.{choices}{default}")
-        if rows:
-            lines.extend(["", f"{title}:", *rows])
-
-    section("Options", form.options)
-    section("Inputs", form.inputs)
+    lines += _section("Options", form.options) + _section("Inputs", form.inputs)
     if with_parameters:
-        section("Parameters", form.parameters)
-    section("Returns", form.outputs)
-    section("State of step()", form.state)
+        lines += _section("Parameters", form.parameters)
+    lines += _section("Returns", form.outputs) + _section("State of step()", form.state)
     lines += ["", "Raises ValueError or TypeError naming the argument, what was expected and what came."]
     if form.example:
         lines += ["", "Example:", *(f"    >>> {line}" for line in form.example.splitlines())]
     return "\n".join(lines)
+
+
+def describe_call(form: FormCard, does: str) -> str:
+    """The documentation of a layer's call or step."""
+    return "\n".join([does, *_section("Inputs", form.inputs), *_section("Returns", form.outputs)])
+
+
+def _section(title: str, fields: Iterable[Field]) -> list[str]:
+    rows = []
+    for field in fields:
+        default = f" Default {field.default!r}." if field.has_default and field.default is not None else ""
+        choices = f" One of {', '.join(field.choices)}." if field.choices else ""
+        rows.append(f"    {field.name}{' (optional)' if field.optional else ''}: {field.doc}.{choices}{default}")
+    return ["", f"{title}:", *rows] if rows else []
 
 
 def _function(card: Card, form: FormCard, suffix: str = "") -> Callable[..., Any]:

@@ -132,7 +132,7 @@ def list_mechanisms(as_json: Annotated[bool, typer.Option("--json", help="Print 
 @app.command()
 def show(
     slug: Annotated[str, typer.Argument(help="A mechanism, as `foveate list` names it.")],
-    out: Annotated[Path | None, typer.Option(help="Write the picture of the attention map to this .png file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the picture to this .png file.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
 ) -> None:
     """Shows one mechanism: card, equation, options, and a picture of who reads whom."""

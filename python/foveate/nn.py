@@ -17,7 +17,9 @@ import torch
 
 from foveate import _checkpoints
 from foveate._catalog import FormCard, catalog, forms
-from foveate._functions import argument, describe, result_type
+from foveate._functions import argument, describe, describe_call, result_type
+
+_STEP = "Some more tokens and the state that the last call left, None to start; gives results for them, and the next state."
 
 
 class Group(torch.nn.Module):
@@ -172,8 +174,12 @@ def _layer(class_name: str, form: FormCard, doc: str) -> type[Layer]:
             + [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("device", "dtype")]
         ),
         "form": form,
-        "forward": _method("forward", form, "_call", "Calls the form's operator with this layer's parameters."),
-        "step": _method("step", form, "_call_step", "Some more tokens and the state so far; gives results and next state. None starts.", "state"),
+        "forward": _method(
+            "forward", form, "_call", describe_call(form, f"{form.summary[0].upper()}{form.summary[1:]}, with this layer's parameters.")
+        ),
+        "step": _method(
+            "step", form, "_call_step", describe_call(form, _STEP) if form.streams else "Not for this form: it does not stream.", "state"
+        ),
         "_result": result_type(form),
         "_step_result": result_type(form, ["state"]),
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate._catalog import Card, FormCard, catalog
 from foveate.compare import maps
-from foveate.compare.contestants import Contestant, contestants_of, find_card
+from foveate.compare.contestants import Contestant, Row, contestants_of, find_card, rows_of
 from foveate.compare.errors import UserError
 from foveate.compare.inputs import Size
 from foveate.compare.report import write_whole
@@ -24,6 +24,16 @@ from foveate.compare.table import WIDE
 POSITIONS, HEADS, WIDTH = 64, 2, 32
 PNG_ENLARGED = 10
 SHADES = " ░▒▓█"
+# Who is drawn where one layer alone does not show what a mechanism is.
+DRAWN = (
+    Row(
+        "BPTransformer",
+        "BP-Transformer (2 blocks)",
+        "vectors",
+        "different",
+        lambda size: {"embed_dim": size.width, "num_heads": size.heads, "num_layers": 2, "inner_dim": size.width, "neighbors": 2},
+    ),
+)
 
 
 def mechanisms_table(width: int) -> Table:
@@ -48,42 +58,60 @@ def mechanisms_json() -> list[dict[str, Any]]:
 def show_mechanism(slug: str, out: Path | None, seed: int, console: Console) -> None:
     """Prints card, equation and options, and the attention map: in the terminal, or to a PNG file."""
     card = find_card(slug)
-    takers = [contestant for contestant in contestants_of(card) if contestant.kind == "qkv"]
+    drawn = _drawn(card)
     if out is not None and out.suffix.lower() != ".png":
         raise UserError(f"--out writes a .png file, not {out.name}")
-    if out is not None and not takers:
-        raise UserError(f"{slug} has no attention map to draw: it takes no q, k and v")
+    if out is not None and drawn is None:
+        raise UserError(f"{slug} has no map to draw: it takes no sequence")
     _print_card(card, console)
-    if not takers:
+    if drawn is None:
         return
-    indices = picture(takers[0], seed)
+    indices = picture(drawn, seed)
     if out is not None:
         write_whole(out, maps.png(indices, PNG_ENLARGED))
         console.print(f"wrote {out}", markup=False)
         return
-    console.print(f"Who reads whom, {takers[0].name}: {POSITIONS} queries (rows) by {POSITIONS} keys of an example sequence")
+    console.print(f"{caption(drawn)}, {drawn.name}: an example sequence of {POSITIONS} positions")
     for line in colour_lines(indices) if console.color_system else shade_lines(indices):
         console.print(line, soft_wrap=True)
 
 
+def _drawn(card: Card) -> Contestant | None:
+    """Who stands for a mechanism in its picture: one that takes q, k and v if there is one, else a layer."""
+    takers = rows_of(card, DRAWN) + contestants_of(card)
+    of_kind = [contestant for kind in ("qkv", "vectors") for contestant in takers if contestant.kind == kind]
+    return of_kind[0] if of_kind else None
+
+
+def caption(contestant: Contestant) -> str:
+    """What the picture shows."""
+    if contestant.kind == "qkv":
+        return "Who reads whom (queries downwards, keys to the right)"
+    return "Who depends on whom (outputs downwards, inputs to the right)"
+
+
 def picture(contestant: Contestant, seed: int = 0) -> Tensor:
-    """Who reads whom on the example sequence, in the first head: palette indices [N,N]."""
+    """Who reads whom on the example sequence, in the first head, or which inputs a layer's outputs depend on: palette indices [N,N]."""
     weights = example_map(contestant, seed)[0]
-    return maps.shades(weights, maps.brightest_of(weights))
+    # What a layer passes on of a position itself would outshine the rest.
+    shown = weights if contestant.kind == "qkv" else weights[~torch.eye(POSITIONS, dtype=torch.bool)]
+    return maps.shades(weights, maps.brightest_of(shown))
 
 
-def picture_of(card: Card, enlarge: int) -> str | None:
-    """The same as the address of a PNG; None where a mechanism takes no q, k and v."""
-    takers = [contestant for contestant in contestants_of(card) if contestant.kind == "qkv"]
-    return maps.data_uri(picture(takers[0]), enlarge) if takers else None
+def picture_of(card: Card, enlarge: int) -> tuple[str, str] | None:
+    """Caption, and the picture as the address of a PNG; None where a mechanism takes no sequence."""
+    drawn = _drawn(card)
+    return (caption(drawn), maps.data_uri(picture(drawn), enlarge)) if drawn else None
 
 
 def example_map(contestant: Contestant, seed: int) -> Tensor:
-    """Attention map [H,N,N] on the example sequence."""
+    """Attention map [H,N,N] on the example sequence; of a layer, the map [1,N,N] of what depends on what."""
     torch.manual_seed(seed)
-    call = contestant.build(Size(POSITIONS, HEADS, WIDTH), torch.float32).eval()
     x = example_sequence()
-    return maps.attention_map(call, x, x, seed)
+    if contestant.kind == "qkv":
+        return maps.attention_map(contestant.build(Size(POSITIONS, HEADS, WIDTH), torch.float32).eval(), x, x, seed)
+    layer = contestant.build(Size(POSITIONS, HEADS, WIDTH), torch.float64).eval()
+    return maps.influence_map(layer, x[:, 0].double(), seed)[None]
 
 
 def example_sequence() -> Tensor:

@@ -30,6 +30,12 @@ def test_shades_keep_the_sign_and_clip_at_the_brightest() -> None:
     assert shades.tolist() == [[1, maps.ZERO, maps.ZERO + 64, 255]]
 
 
+def test_influence_is_how_much_an_output_changes_with_an_input() -> None:
+    weights = torch.tensor([[1.0, 0.0, 2.0], [0.0, -3.0, 0.0], [0.5, 0.0, 0.0]], dtype=torch.float64)
+    found = maps.influence_map(lambda x: weights @ x, torch.randn(1, 3, 5, dtype=torch.float64), seed=0)
+    torch.testing.assert_close(found / found[0, 0], weights.abs())
+
+
 def test_picture_has_one_enlarged_cell_per_weight() -> None:
     picture = Image.open(io.BytesIO(maps.png(torch.tensor([[0, 128], [255, 128]], dtype=torch.uint8), enlarge=3)))
     assert picture.size == (6, 6)

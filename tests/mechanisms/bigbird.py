@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 2, "N": 30, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "N": 6, "D": 2, "Dv": 2}
@@ -60,11 +60,6 @@ CASES = [
 ]  # fmt: skip
 
 
-def state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of transformers' BigBirdBlockSparseAttention, or of its BigBirdSelfAttention, under the names of BigBirdSelfAttention."""
-    return dict(weights)
-
-
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """`variant`: deepspeed is a form of its own; itc and etc are constructions, of q, k, v or of a layer."""
     inputs = {name.removeprefix("input."): x for name, x in t.items() if name.startswith("input.")}
@@ -94,6 +89,6 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     chosen = {"construction": options["variant"], **{n: given[n] for n in names if n in given}}
     if "q" in inputs:
         return {"output.out": call("big_bird_attention", inputs, **chosen)}
-    parameters = state_dict({name.removeprefix("param."): x for name, x in t.items() if name.startswith("param.")})
+    parameters = published("big_bird_self_attention", t)
     size = {"embed_dim": inputs["x"].shape[-1], "num_heads": options["num_heads"], "use_bias": "query.bias" in parameters}
     return {"output.out": call("big_bird_self_attention", inputs, parameters, **chosen, **size)}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 4, "Hk": 2, "N": 11, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "Hk": 1, "N": 5, "D": 2, "Dv": 2}
@@ -47,7 +47,7 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     if "input.x" not in t:
         tables = {} if table is None else {"permutations": table}
         return {"output.out": call("blockwise_attention", {n: t[f"input.{n}"] for n in "qkv"} | tables | masks, **chosen)}
-    parameters = {f"attention.{n.removeprefix('param.')}": x for n, x in t.items() if n.startswith("param.")}
+    parameters = published("blockwise_multihead_attention", t)
     if table is None:
         n = options["num_blocks"]
         shifts = [shift for shift, count in enumerate(options["heads_per_permutation"]) for _ in range(count)]

@@ -1,16 +1,15 @@
 """BP-Transformer: the block and the model."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 SIZES = {"B": 2, "N": 13, "M": 5, "E": 8}
 SMALL = {"B": 1, "N": 5, "M": 2}
-BLOCK = {"embed_dim": 8, "num_heads": 2, "inner_dim": 6, "neighbors": 2, "clip_dist": 2, "dropout": 0}
+BLOCK = {"embed_dim": 8, "num_heads": 2, "inner_dim": 6, "neighbors": 2, "clip_dist": 2, "dropout": 0, "attention_dropout": 0}
 MODEL = {**BLOCK, "num_layers": 2}
 LENGTHS: Any = {"lengths": lambda s, g: torch.arange(s["B"]) % s["N"] + s["N"] - s["B"] + 1}
 
@@ -25,35 +24,15 @@ CASES = [
 ]  # fmt: skip
 
 
-def parameters(original: Mapping[str, Tensor], types: int) -> dict[str, Tensor]:
-    """Weights of the authors' layers under our names. Their table of relative positions has 1000 rows, whatever the types."""
-    groups = {"norm_inter": "feed_forward_norm", "ffn.0.w_1": "feed_forward.up", "ffn.0.w_2": "feed_forward.down"}
-    projections = {"proj_q": "query", "proj_k": "key", "proj_v": "value", "proj_o": "out"}
-    found = {}
-    for name, x in original.items():
-        _, layer, *path, leaf = name.split(".")
-        inside = "memory." if path[-1] == "1" and path[0] != "ffn" else ""
-        if path[0] in projections:
-            ours = f"{inside}attention.{projections[path[0]]}.{leaf}"
-        elif path[0] == "norm_in":
-            ours = f"{inside}norm.{leaf}"
-        elif path[0] == "embed_ak":
-            ours, x = "relative", x[:types]
-        else:
-            ours = f"{groups['.'.join(path)]}.{leaf}"
-        found[f"blocks.{layer}.{ours}"] = x
-    return found
-
-
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """Leaves, then spans, in one tensor; the graph's edges."""
     names = {"dim_ff": "inner_dim", "step": "neighbors", "compat_right_overflow": "right_overflow"}
     known = ("num_layers", "num_heads", "dim_ff", "step", "clip_dist", "causal", "rel_pos")
     chosen = {names.get(n, n): options[n] for n in known if n in options} | {"right_overflow": options.get("compat_right_overflow", True)}
     inputs = {"x": t["input.x"]} | ({"memory_states": t["input.memory"]} if "input.memory" in t else {})
-    types = (2 * options["step"] + 1) * (options["clip_dist"] + 1)
-    own = parameters({n.removeprefix("param."): x for n, x in t.items() if n.startswith("param.")}, types)
-    size = {"embed_dim": t["input.x"].shape[-1], "memory": options.get("block") == "bpt_mem", "input_norm": False}
+    memory = options.get("block") == "bpt_mem"
+    own = published("bp_transformer", t, "paper, with memory" if memory else "paper")
+    size = {"embed_dim": t["input.x"].shape[-1], "memory": memory, "input_norm": False}
     tokens, spans = call("bp_transformer", inputs, own, **chosen, **size)
     graph = {n: chosen[n] for n in ("clip_dist", "causal", "right_overflow")}
     edges, node_pos = torch.ops.foveate.partition_graph(t["input.x"].shape[1], step=options["step"], **graph)

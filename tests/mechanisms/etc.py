@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 SIZES = {"B": 2, "N": 13, "G": 3, "E": 8, "F": 8}
 SMALL = {"B": 1, "N": 5, "G": 2}
@@ -43,31 +43,13 @@ CASES = [
          "share_feed_forward_params": False, "share_qkv": False}, **PADDED, gradcheck=SMALL),
 ]  # fmt: skip
 
-_GROUPS = {
-    "att_norm_long": "attention_norm_long",
-    "att_norm_global": "attention_norm_global",
-    "ff_norm": "feed_forward_norm",
-    "ff1": "feed_forward.up",
-    "ff2": "feed_forward.down",
-}
-
-
-def _name(name: str, layered: bool) -> str:
-    """`long.relative_emb` is `long_relative.emb`; in layers, what belongs to no other group belongs to attention."""
-    layer, rest = name.split(".", 1) if layered else ("", name)
-    group, leaf = rest.rsplit(".", 1)
-    if leaf.startswith("relative_"):
-        group, leaf = f"{group}_relative", leaf.removeprefix("relative_")
-    if not layered:
-        return f"{group}.{leaf}"
-    return f"layers.{layer}.{_GROUPS.get(group, f'attention.{group}')}.{leaf}"
-
 
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """Both streams of the result stand one behind the other."""
     inputs = {name.removeprefix("input."): x for name, x in t.items() if name.startswith("input.")}
     layered = "num_layers" in options
-    parameters = {_name(name.removeprefix("param."), layered): x for name, x in t.items() if name.startswith("param.")}
+    form = "global_local_transformer_layers" if layered else "global_local_attention"
+    parameters = published(form, t)
     inputs["long_input"], inputs["global_input"] = inputs.pop("long"), inputs.pop("global")
     names = (
         "num_heads",
@@ -87,5 +69,5 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
         chosen["global_dim"] = inputs["global_input"].shape[-1]
     if layered:
         chosen |= {"inner_dim": options["ff"]}
-    outputs = call("global_local_transformer_layers" if layered else "global_local_attention", inputs, parameters, **chosen)
+    outputs = call(form, inputs, parameters, **chosen)
     return {"output.out": torch.cat(list(outputs), 1)}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 2, "Hk": 2, "N": 21, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "Hk": 1, "N": 7, "D": 2, "Dv": 2}
@@ -35,14 +35,6 @@ CASES = [
     Case("gmat_compression", X, {**MODEL, "memory": 3, "chunk": 4, "length": 5000}, given=("key_mask",), gradcheck={"B": 1, "N": 4}),
 ]  # fmt: skip
 
-_GROUPS = {
-    **{name: f"attention.{name}" for name in ("query", "key", "value", "out")},
-    "norm1": "attention_norm",
-    "ff1": "feed_forward.up",
-    "ff2": "feed_forward.down",
-    "norm2": "feed_forward_norm",
-}
-
 
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """Layers are numbered; their groups are named as in BERT for short."""
@@ -52,15 +44,12 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     shared = {n: options[n] for n in ("memory", "sparse", "chunk", "window", "pattern", "scale") if options.get(n) is not None}
     if "q" in inputs:
         return {"output.out": call("gmat_attention", inputs, **shared)}
-    parameters = {}
-    for name, x in t.items():
-        if name.startswith("param."):
-            layer, *rest = name.removeprefix("param.").split(".")
-            parameters[f"layers.{layer}.{_GROUPS[rest[0]]}.{rest[1]}" if rest else layer] = x
+    form = "gmat_encoder" if "num_layers" in options else "gmat_compression"
+    parameters = published(form, t)
     counts = ("num_heads", "layer_norm_eps", "num_layers", "num_compress", "num_memory_layers", "num_decompress")
     shared |= {n: options[n] for n in counts if n in options} | {"embed_dim": inputs["x"].shape[-1], "inner_dim": options["ff"]}
-    if "num_layers" in options:
-        out, memory = call("gmat_encoder", inputs, parameters, **shared)
+    if form == "gmat_encoder":
+        out, memory = call(form, inputs, parameters, **shared)
         return {"output.out": out, "output.memory": memory}
-    out, memory = call("gmat_compression", inputs, parameters, length=len(parameters["position"]), **shared)
+    out, memory = call(form, inputs, parameters, length=len(parameters["position"]), **shared)
     return {"output.out": out, "output.stored_memory": memory}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 4, "Hk": 2, "N": 23, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "Hk": 1, "N": 5, "D": 2, "Dv": 2}
@@ -55,12 +55,7 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
         if options.get("scale") is not None:
             chosen["scale"] = options["scale"]
         return {"output.out": call(form, {n: t[f"input.{n}"] for n in "qkv"} | masks, **chosen)}
-    groups = {"ff1": "feed_forward.up", "ff2": "feed_forward.down", **{n: f"attention.{n}" for n in ("query", "key", "value", "out")}}
-    parameters = {}
-    for name, p in t.items():
-        if name.startswith("param."):
-            group, leaf = name.removeprefix("param.").split(".")
-            parameters[f"{groups.get(group, group)}.{leaf}"] = p
+    parameters = published("image_transformer_layer", t)
     x = t["input.x"]
     chosen |= {"embed_dim": x.shape[-1], "ff_dim": t["param.ff1.bias"].shape[0]}
     chosen |= {n: options[n] for n in ("num_heads", "layer_norm_eps") if n in options}

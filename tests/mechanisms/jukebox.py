@@ -1,12 +1,11 @@
 """Jukebox: every pattern of the grid, the layer, the residual block, the stack."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 4, "Hk": 2, "N": 26, "M": 26, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "Hk": 2, "N": 5, "M": 5, "D": 2, "Dv": 2}
@@ -49,33 +48,6 @@ CASES = [
          gradcheck=TINY, exported_from=8),
 ]  # fmt: skip
 
-GROUPS = {"ln_0": "norm_a", "ln_1": "norm_b", "layer_norm_0": "norm_a", "layer_norm_1": "norm_b"}
-
-
-def parameters(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a layer, a block or a stack under our names: of the authors' code, or of Hugging Face's JukeboxLayerStack (`_attn_mods`)."""
-    found = {}
-    for name, x in original.items():
-        *path, leaf = name.split(".")
-        leaf = {"w": "weight", "b": "bias"}.get(leaf, leaf)
-        if path[-1].startswith("c_"):
-            x = x.mT if leaf == "weight" else x  # stored input by output features
-        if path[-1] == "c_attn":  # query, key, value; of cross attention the query alone
-            cross = f"{'.'.join([*path[:-1], 'c_enc_kv'])}.{name.split('.')[-1]}" in original
-            parts = {"query": x} if cross else dict(zip(("query", "key", "value"), x.chunk(3), strict=True))
-        elif path[-1] == "c_enc_kv":
-            parts = dict(zip(("key", "value"), x.chunk(2), strict=True))
-        elif path[-1] == "c_fc":
-            parts = {"up": x}
-        elif path[-1] == "c_proj":
-            parts = {"down" if path[-2:-1] == ["mlp"] else "out": x}
-        else:
-            parts = {GROUPS[path[-1]]: x}
-        inside = [{"attn": "attention", "mlp": "feed_forward", "layers": "blocks", "_attn_mods": "blocks"}.get(part, part) for part in path[:-1]]
-        found |= {".".join([*inside, part, leaf]): value for part, value in parts.items()}
-    return found
-
-
 PATTERNS = ("dense", "block", "transpose_block", "prev_block", "summary", "summary_spread", "cross", "prime")
 
 
@@ -93,18 +65,17 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
         inputs = {name: t[f"input.{name}"] for name in "qkv"}
         return {"output.out": call("jukebox_attention", inputs, **grid(options, inputs["q"].shape[2]))}
     inputs = {"x": t["input.x"]} | ({"context": t["input.encoder_kv"]} if "input.encoder_kv" in t else {})
-    own = parameters({name.removeprefix("param."): x for name, x in t.items() if name.startswith("param.")})
+    stacked = "patterns" in options
+    form = "jukebox_transformer" if stacked else "jukebox_multihead_attention"
+    own = published(form, t, "paper" if stacked else "openai/jukebox")
     chosen = grid(options, inputs["x"].shape[1]) | {"embed_dim": inputs["x"].shape[-1], "num_heads": options["heads"]}
-    first = "" if "patterns" not in options else "blocks.0.attention."
+    first = "blocks.0.attention." if stacked else ""
     chosen["attention_dim"] = own[f"{first}query.weight"].shape[0]
-    if "patterns" in options:
+    if stacked:
         chosen |= {name: options[name] for name in ("res_scale", "activation") if options.get(name) is not None}
         layers = [PATTERNS.index(name) for name in options["patterns"]]
         chosen |= {"patterns": layers, "num_layers": len(layers), "inner_dim": own["blocks.0.feed_forward.up.weight"].shape[0]}
         chosen.pop("pattern", None)
-        form = "jukebox_transformer"
-    else:
-        form = "jukebox_multihead_attention"
     if "chunks" not in options:
         return {"output.out": call(form, inputs, own, **chosen)}
     state, outputs = None, []

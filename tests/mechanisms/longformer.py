@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 2, "N": 21, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "N": 6, "D": 2, "Dv": 2}
@@ -59,11 +59,6 @@ CASES = [
 ]  # fmt: skip
 
 
-def state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of transformers' LongformerSelfAttention, or of its LEDEncoderAttention, under the names of LongformerSelfAttention."""
-    return {name.removeprefix("longformer_self_attn."): x for name, x in weights.items()}
-
-
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """`block`: DeepSpeed's layout; `input.q`: the function; else the layer."""
     inputs = {name.removeprefix("input."): x for name, x in t.items() if name.startswith("input.")}
@@ -82,6 +77,6 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     chosen["dilation"] = [dilation] if isinstance(dilation, int) else list(dilation)
     if "q" in inputs:
         return {"output.out": call("longformer_attention", inputs, **chosen)}
-    parameters = state_dict({name.removeprefix("param."): x for name, x in t.items() if name.startswith("param.")})
+    parameters = published("longformer_self_attention", t)
     size = {"embed_dim": inputs["x"].shape[-1], "num_heads": options["num_heads"], "output_projection": "output.weight" in parameters}
     return {"output.out": call("longformer_self_attention", inputs, parameters, **chosen, **size)}

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 2, "Hk": 1, "N": 21, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "N": 6, "D": 2, "Dv": 2}
@@ -27,8 +27,6 @@ CASES = [
          exported_from=5),
 ]  # fmt: skip
 
-LAYER = {"ln1": "attention_norm", "qkv": "qkv", "proj": "out", "ln2": "feed_forward_norm", "fc1": "feed_forward.up", "fc2": "feed_forward.down"}
-
 
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """`part` is a form: retina_attention, or a model."""
@@ -37,11 +35,9 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
         if options.get("scale") is not None:
             chosen["scale"] = options["scale"]
         return {"output.out": call("retina_attention", {n: t[f"input.{n}"] for n in "qkv"}, **chosen)}
-    parameters, ff_dim = {}, 1
-    for name, p in t.items():
-        if name.startswith("param."):
-            parameters[_name(name.removeprefix("param."), options["part"])] = p
-            ff_dim = p.shape[0] if name.endswith("fc1.bias") else ff_dim
+    form = f"multi_scale_{options['part']}"
+    parameters = published(form, t)
+    ff_dim = next((len(x) for name, x in parameters.items() if name.endswith("feed_forward.up.bias")), 1)
     chosen |= {"embed_dim": t["input.x"].shape[-1], "num_heads": options["heads"], "ff_dim": options.get("d_ff", ff_dim)}
     if options["part"] == "retina":
         chosen["num_layers"] = options["layers"][0] if isinstance(options["layers"], list) else options["layers"]
@@ -49,16 +45,4 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
         chosen |= {n: options[n] for n in ("layers", "aggregation", "local_window", "top_layers") if options.get(n) is not None}
         for n in ("windows", "log_count"):
             chosen.pop(n, None)
-    return {"output.out": call(f"multi_scale_{options['part']}", {"x": t["input.x"]}, parameters, **chosen)}
-
-
-def _name(name: str, part: str) -> str:
-    """scale.0.1.ln1.weight -> scales.0.layers.1.attention_norm.weight, and so on."""
-    match name.split("."):
-        case ["scale", scale, layer, group, leaf]:
-            return f"layers.{layer}.{LAYER[group]}.{leaf}" if part == "retina" else f"scales.{scale}.layers.{layer}.{LAYER[group]}.{leaf}"
-        case ["top", layer, group, leaf]:
-            return f"top.{layer}.{LAYER[group]}.{leaf}"
-        case ["up" | "pool" as group, scale, leaf]:
-            return f"scales.{scale}.{group}.{leaf}"
-    return name
+    return {"output.out": call(form, {"x": t["input.x"]}, parameters, **chosen)}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, published
 
 QKV = {"B": 2, "H": 2, "N": 23, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 1, "N": 6, "D": 2, "Dv": 2}
@@ -40,29 +40,6 @@ CASES = [
          make=IDS | KEYS, gradcheck=TINY),
 ]  # fmt: skip
 
-LAYER = {
-    "attention_cell.proj_query.weight": "attention.query.weight",
-    "attention_cell.proj_key.weight": "attention.key.weight",
-    "attention_cell.proj_value.weight": "attention.value.weight",
-    "proj.weight": "attention.out.weight",
-    "layer_norm.gamma": "attention_norm.weight",
-    "layer_norm.beta": "attention_norm.bias",
-    "ffn.ffn_1.weight": "feed_forward.up.weight",
-    "ffn.ffn_1.bias": "feed_forward.up.bias",
-    "ffn.ffn_2.weight": "feed_forward.down.weight",
-    "ffn.ffn_2.bias": "feed_forward.down.bias",
-    "ffn.layer_norm.gamma": "feed_forward_norm.weight",
-    "ffn.layer_norm.beta": "feed_forward_norm.bias",
-}
-
-
-def _name(theirs: str) -> str:
-    """The authors' name of a parameter of the encoder -> ours."""
-    if theirs.startswith("transformer_cells."):
-        _, layer, rest = theirs.split(".", 2)
-        return f"layers.{layer}.{LAYER[rest]}"
-    return {"layer_norm.gamma": "norm.weight", "layer_norm.beta": "norm.bias"}[theirs]
-
 
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """`level` is the form. The authors' positions are unpaired; their flags are off where they are not given."""
@@ -75,7 +52,7 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
         out = call("diet_attention", inputs, layer=options["layer"], scale=scale, **chosen)
         return {"output.out": out, "output.mask": _seen(q.shape[2], layer=options["layer"], **chosen)}
     x = t["input.x"]
-    parameters = {_name(n.removeprefix("param.")): p for n, p in t.items() if n.startswith("param.")}
+    parameters = published("diet_encoder", t, "cgraywang/transformer-on-diet")
     inputs = {n: t[f"input.{n}"] for n in ("x", "valid_length") if f"input.{n}" in t}
     flags = {n: bool(options.get(n, False)) for n in ("scaled", "use_residual", "use_layer_norm")}
     sizes = {"embed_dim": x.shape[-1], "ff_dim": options["hidden_size"], "num_heads": options["num_heads"], "num_layers": options["num_layers"]}

@@ -18,6 +18,7 @@ MAPPED = [form.name for form in forms().values() if _checkpoints.sources(form)]
 CASES = [case for case in cases() if case.card.has_parameters]
 LINFORMER = {"embed_dim": 8, "num_heads": 2, "length": 9, "rank": 4}
 MORE: dict[str, list[dict[str, Any]]] = {  # options with other tensors than those of the cases
+    "bp_transformer_block": [{"embed_dim": 6, "num_heads": 2, "inner_dim": 8, "memory": True}],
     "mab": [{"query_dim": 3, "key_dim": 4, "dim": 8, "num_heads": 2, "layer_norm": True}],
     "isab": [{"in_dim": 3, "dim": 8, "num_heads": 2, "layer_norm": True}],
     "linformer_attention": [{"length": 9, "rank": 4, "kind": "fixed"}],
@@ -27,6 +28,15 @@ MORE: dict[str, list[dict[str, Any]]] = {  # options with other tensors than tho
         {**LINFORMER, "bias": False, "project": "heads", "slot_bias": True, "sharing": "kv", "out_inner_dim": 5},
     ],
     "linformer_encoder": [{**LINFORMER, "depth": 2, "slot_bias": True}, {**LINFORMER, "depth": 1, "slot_bias": True, "sharing": "layerwise"}],
+}
+BACK: dict[str, Any] = {  # from our tensor, or tensors, to theirs
+    "": lambda x: x,
+    "transpose": lambda x: x.transpose(-1, -2),
+    "flatten": lambda x: x[..., None, None],
+    "first_rows": lambda x: torch.cat([x, x]),
+    "split": torch.cat,
+    "transpose_split": lambda xs: torch.cat(xs).transpose(-1, -2),
+    "unstack": torch.stack,
 }
 MAPS = [(name, source) for name in MAPPED for source in _checkpoints.sources(forms()[name])]
 
@@ -47,7 +57,7 @@ def saved(entries: tuple[_checkpoints.Entry, ...], state: dict[str, Tensor]) -> 
         if not makers:
             return None
         published, op = str(_checkpoints.published_name(entries, name)), makers[0].op
-        if op in ("split", "unstack"):
+        if op in ("split", "transpose_split", "unstack"):
             together.setdefault((published, op), []).append(x)
         elif op in ("concat", "stack"):
             joined = [str(_checkpoints.published_name((e,), name)) for e in makers if e.op == op]
@@ -55,10 +65,10 @@ def saved(entries: tuple[_checkpoints.Entry, ...], state: dict[str, Tensor]) -> 
             names = [n.replace("{i}", str(i)) for n in joined for i in range(count if "{i}" in n else 1)]
             result |= zip(names, x.chunk(len(names)) if op == "concat" else x.unbind(), strict=True)
         else:
-            result[published] = x.transpose(-1, -2) if op else x
+            result[published] = BACK[op](x)
     if any(x.shape[1:] != xs[0].shape[1:] for xs in together.values() for x in xs):
         return None  # such a source names these apart
-    return result | {name: (torch.cat if op == "split" else torch.stack)(xs) for (name, op), xs in together.items()}
+    return result | {name: BACK[op](xs) for (name, op), xs in together.items()}
 
 
 def test_a_map_names_every_form_of_its_paper_that_has_parameters_and_nothing_else() -> None:

@@ -1,5 +1,6 @@
 #include <foveate/attention.h>
 #include <foveate/bp_transformer.h>
+#include <foveate/dropout.h>
 #include <foveate/init.h>
 #include <foveate/partition_attention.h>
 
@@ -21,23 +22,26 @@ struct Asking {
   Size tokens;                                         // tokens so far
   optional<Tensor> lengths, memory_k, memory_v, mask;  // memory [B,H,M,d]
   bool complete = false;                               // whether only spans that have ended are there
+  layers::WeightDropout weights = {};
 };
 
 /// h <- norm(h + attention); h <- norm(h + memory's); h <- norm(h + feed-forward). k and v [B,H,nodes,d] of all nodes.
 Tensor update(const Block::Options& o, const Block::Parameters& p, const Asking& a, const Tensor& k, const Tensor& v, bool training) {
-  const auto drop = [&](const Tensor& x) { return training && o.dropout > 0 ? at::dropout(x, o.dropout, true) : x; };
+  const auto drop = [&](const Tensor& x) { return layers::dropout(x, o.dropout, std::nullopt, training); };
   Tensor h = a.h;
   const Tensor q = split_heads(p.attention.query(h), o.num_heads);
   const Tensor attended = ops::partition_attention(q, k, v, a.tokens,
                                                    {.how = o.partition(),
                                                     .table = o.rel_pos ? p.relative : std::nullopt,
                                                     .lengths = a.lengths,
+                                                    .dropout = o.attention_dropout,
+                                                    .dropout_seed = a.weights.seed(),
                                                     .before = a.tokens - a.count,
                                                     .complete = a.complete});
   h = p.norm(h + drop(p.attention.join(attended)), o.layer_norm_eps);
   if (p.memory) {  // spans take nothing from it, and are normed all the same
     const Tensor asked = split_heads(p.memory->attention.query(h.narrow_symint(1, 0, a.count)), o.num_heads);
-    const Tensor found = drop(p.memory->attention.join(ops::attention(asked, *a.memory_k, *a.memory_v, {.key_mask = a.mask}).out));
+    const Tensor found = drop(p.memory->attention.join(ops::attention(asked, *a.memory_k, *a.memory_v, a.weights.with({.key_mask = a.mask}, 1)).out));
     h = p.memory->norm(h + at::constant_pad_nd_symint(found, {0, 0, 0, extent(h, 1) - a.count}), o.layer_norm_eps);
   }
   const Tensor inner = drop(p.feed_forward.up(h).relu());
@@ -51,7 +55,14 @@ std::pair<Tensor, Tensor> keys_and_values(const layers::Heads& p, const Tensor& 
 
 /// The block over all nodes h [B,nodes,E] of a whole sequence.
 Tensor whole(const Block::Options& o, const Block::Parameters& p, const Tensor& h, const Size& tokens, const Block::Inputs& in, bool training) {
-  Asking asking{.h = h, .count = tokens, .tokens = tokens, .lengths = in.lengths, .memory_k = {}, .memory_v = {}, .mask = in.memory_mask};
+  Asking asking{.h = h,
+                .count = tokens,
+                .tokens = tokens,
+                .lengths = in.lengths,
+                .memory_k = {},
+                .memory_v = {},
+                .mask = in.memory_mask,
+                .weights = {o.attention_dropout, in.dropout_seed, training, h}};
   if (p.memory) std::tie(asking.memory_k, asking.memory_v) = keys_and_values(p.memory->attention, *in.memory_states, o.num_heads);
   const auto [k, v] = keys_and_values(p.attention, h, o.num_heads);
   return update(o, p, asking, k, v, training);
@@ -128,7 +139,8 @@ void BPTransformerBlock::check(const Options& o) {
   TORCH_CHECK_VALUE(o.inner_dim > 0 && o.neighbors > 0 && o.clip_dist >= 0,
                     "bp_transformer: inner_dim and neighbors must be positive and clip_dist not negative, got ", o.inner_dim, ", ", o.neighbors,
                     " and ", o.clip_dist);
-  TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, "bp_transformer: dropout must lie in [0, 1), got ", o.dropout);
+  layers::check_dropout("bp_transformer", "dropout", o.dropout);
+  layers::check_dropout("bp_transformer", "attention_dropout", o.attention_dropout);
 }
 
 BPTransformerBlock::Parameters BPTransformerBlock::init(const Options& o) {
@@ -208,12 +220,12 @@ Tensor embedded(const BPTransformer::Options& o, const BPTransformer::Parameters
     h = h + p.positions->narrow_symint(0, before, extent(x, 1));
   }
   if (!o.input_norm) return h;
-  if (training && o.dropout > 0) h = at::dropout(h, o.dropout, true);
+  h = layers::dropout(h, o.dropout, std::nullopt, training);
   return (*p.norm)(h, o.layer_norm_eps);
 }
 
 BPTransformerBlock::Inputs inputs_of_block(const BPTransformer::Inputs& in) {
-  return {.x = {}, .spans = {}, .lengths = in.lengths, .memory_states = in.memory_states, .memory_mask = in.memory_mask};
+  return {.x = {}, .spans = {}, .lengths = in.lengths, .memory_states = in.memory_states, .memory_mask = in.memory_mask, .dropout_seed = {}};
 }
 
 }  // namespace

@@ -24,14 +24,16 @@ void bp_block_fields(auto& o, auto&& f) {
   f("num_heads", o.num_heads, "heads H, a divisor of E (authors' code: 8)");
   f("inner_dim", o.inner_dim, "inner width of the feed-forward network (authors' code: 2048)");
   f("neighbors", o.neighbors, "k, nodes that a token reads of each level on each side (authors' code: step; paper: 4, and 64 for characters)");
-  f("clip_dist", o.clip_dist, "levels with relative positions of their own; higher ones share the last (authors' code: 2 to 6)");
+  f("clip_dist", o.clip_dist,
+    "levels above the tokens whose edges have relative positions of their own; higher levels share those of the last (authors' code: 2 to 6)");
   f("causal", o.causal, "tokens read nothing after them (authors' code: triu)");
   f("rel_pos", o.rel_pos, "learned relative positions: a key for each type of edge, of all heads (authors' code: True)");
-  f("memory", o.memory, "tokens attend to a memory too, as a decoder's do to the encoder");
+  f("memory", o.memory, "tokens attend to a memory too, as a decoder's do to the encoder: memory_states must be given");
   f("right_overflow", o.right_overflow,
     "where a token reads on its right just behind the end of a level, it reads the leftmost node of the next level instead of nothing (authors' "
     "code: True)");
   f("layer_norm_eps", o.layer_norm_eps, "added to the variance (authors' code: 1e-5)");
+  f("attention_dropout", o.attention_dropout, "probability of dropping an attention weight in training (authors' code: 0.1)");
   f("dropout", o.dropout,
     "probability of dropping an element of what a sublayer adds, and inside the feed-forward network, in training (authors' code: 0.1)");
 }
@@ -65,6 +67,7 @@ assert tokens.shape == (2, 50, 32) and spans.shape == (2, 25 + 13 + 7 + 4 + 2 + 
     bool memory = false;
     bool right_overflow = false;
     double layer_norm_eps = 1e-5;
+    double attention_dropout = 0.1;
     double dropout = 0.1;
     void fields(auto&& f) { bp_block_fields(*this, f); }
     patterns::BinaryPartition partition() const {
@@ -73,13 +76,14 @@ assert tokens.shape == (2, 50, 32) and spans.shape == (2, 25 + 13 + 7 + 4 + 2 + 
   };
   struct Inputs {
     Tensor x;
-    optional<Tensor> spans, lengths, memory_states, memory_mask;
+    optional<Tensor> spans, lengths, memory_states, memory_mask, dropout_seed;
     void fields(auto&& f) {
       f("x", x, "[B,N,E] states of tokens");
       f("spans", spans, "[B,*,E] states of spans, level by level, the root last; default zeros");
       f("lengths", lengths, "int [B] tokens of each sequence, which is partitioned by itself; the rest is padding");
       f("memory_states", memory_states, "[B,M,E] the memory");
       f("memory_mask", memory_mask, "bool [B,M] True where a state of the memory takes part");
+      f("dropout_seed", dropout_seed, "int [] seed of the draw of attention_dropout, which is then drawn in evaluation too");
     }
   };
   struct Parameters {
@@ -138,6 +142,7 @@ assert torch.allclose(torch.cat([first, rest], 1), tokens, atol=1e-4))"};
     bool memory = false;
     bool right_overflow = false;
     double layer_norm_eps = 1e-5;
+    double attention_dropout = 0.1;
     double dropout = 0.1;
     bool input_norm = true;
     optional<int64_t> max_len;
@@ -160,6 +165,7 @@ assert torch.allclose(torch.cat([first, rest], 1), tokens, atol=1e-4))"};
               .memory = memory,
               .right_overflow = right_overflow,
               .layer_norm_eps = layer_norm_eps,
+              .attention_dropout = attention_dropout,
               .dropout = dropout};
     }
   };

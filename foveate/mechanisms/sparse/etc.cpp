@@ -1,3 +1,4 @@
+#include <foveate/dropout.h>
 #include <foveate/etc.h>
 #include <foveate/init.h>
 #include <foveate/merge_attention.h>
@@ -8,6 +9,8 @@
 
 namespace foveate {
 namespace {
+
+constexpr int64_t attention_parts = 3;  // neighbours, global tokens, what global tokens see
 
 /// (q_i.a_t + c_t) / sqrt(D) of every label t: q [...,H,n,D] -> [...,H,n,V]
 Tensor by_label(const Tensor& q, const ETCLabels& labels) {
@@ -73,10 +76,10 @@ Tensor distance_labels(const GlobalLocalAttention::Options& o, const Tensor& lik
 
 /// Long tokens and their neighbours.
 ops::Attended nearby(const GlobalLocalAttention::Options& o, const optional<ETCLabels>& labels, const Tensor& q, const Tensor& k, const Tensor& v,
-                     const ETCInputs& in) {
+                     const ETCInputs& in, const layers::WeightDropout& dropout) {
   const int64_t r = o.local_radius;
   if (!in.l2l_mask && !in.l2l_ids && !o.max_distance) {
-    return ops::sparse_attention(q, k, v, patterns::sliding_window(r, r), {.key_mask = in.long_key_mask});
+    return ops::sparse_attention(q, k, v, patterns::sliding_window(r, r), dropout.with({.key_mask = in.long_key_mask}));
   }
   const Neighbourhoods of(r, q);
   const auto heads = [](const Tensor& x) { return x.flatten(1, 2); };  // [T,B,H,...] -> [T,B*H,...]
@@ -90,7 +93,7 @@ ops::Attended nearby(const GlobalLocalAttention::Options& o, const optional<ETCL
   }
   Tensor mask = (in.l2l_mask ? of.slanted(of.queries(*in.l2l_mask)) : of.band(q)) & of.there(in.long_key_mask);  // [T,B or 1,b,b+2r]
   if (in.l2l_mask || in.long_key_mask) mask = heads(mask.unsqueeze(2).expand_symint({-1, -1, o.num_heads, -1, -1}));
-  const auto attended = ops::attention(heads(of.queries(q)), heads(of.keys(k)), heads(of.keys(v)), {.mask = mask, .bias = bias});
+  const auto attended = ops::attention(heads(of.queries(q)), heads(of.keys(k)), heads(of.keys(v)), dropout.with({.mask = mask, .bias = bias}));
   return {.out = of.in_order(attended.out, q), .lse = of.in_order(attended.lse.unsqueeze(-1), q).squeeze(-1)};
 }
 
@@ -108,6 +111,7 @@ void check_etc(const char* form, const GlobalLocalAttention::Options& o) {
   const int64_t width = o.attention_dim.value_or(o.embed_dim);
   TORCH_CHECK_VALUE(o.embed_dim > 0 && o.num_heads > 0 && width > 0 && width % o.num_heads == 0, form,
                     ": num_heads must divide attention_dim, by default embed_dim, got ", o.num_heads, " and ", width);
+  layers::check_dropout(form, "attention_dropout", o.attention_dropout);
   TORCH_CHECK_VALUE(o.local_radius >= 0, form, ": local_radius must not be negative, got ", o.local_radius);
   TORCH_CHECK_VALUE(!o.relative_vocab_size || *o.relative_vocab_size > 0, form, ": relative_vocab_size must be positive, got ",
                     o.relative_vocab_size.value_or(0));
@@ -169,8 +173,9 @@ GlobalLocalAttention::Parameters GlobalLocalAttention::init(const Options& o) {
   return p;
 }
 
-GlobalLocalAttention::Outputs GlobalLocalAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
+GlobalLocalAttention::Outputs GlobalLocalAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
   check_inputs(o, in);
+  const layers::WeightDropout dropout(o.attention_dropout, in.dropout_seed, training, in.long_input);
   const auto heads = [&](const layers::Linear& of, const Tensor& x) { return split_heads(of(x), o.num_heads); };
   const Tensor &x = in.long_input, &g = in.global_input;
   const Size N = extent(x, 1), G = extent(g, 1);
@@ -178,10 +183,11 @@ GlobalLocalAttention::Outputs GlobalLocalAttention::forward(const Options& o, co
   // A long token: neighbours, then global tokens, in one softmax.
   const Tensor q = heads(p.long_query, x);
   const Tensor k = heads(p.l2l_key, x), v = heads(p.l2l_value, x);
-  const auto near = nearby(o, p.long_relative, q, k, v, in);
+  const auto near = nearby(o, p.long_relative, q, k, v, in, dropout);
   const auto l2g_bias = in.l2g_ids ? optional<Tensor>(of_pairs(by_label(q, *p.long_relative), *in.l2g_ids)) : std::nullopt;
   const Tensor l2g_k = heads(p.l2g_key.value_or(p.l2l_key), g), l2g_v = heads(p.l2g_value.value_or(p.l2l_value), g);
-  const auto far = ops::attention(q, l2g_k, l2g_v, {.mask = for_heads(in.l2g_mask), .key_mask = in.global_key_mask, .bias = l2g_bias});
+  const auto far =
+      ops::attention(q, l2g_k, l2g_v, dropout.with({.mask = for_heads(in.l2g_mask), .key_mask = in.global_key_mask, .bias = l2g_bias}, 1));
   const Tensor long_attended = ops::merge_attention(std::array{near, far}).out;
 
   // A global token: global tokens and long ones, in one softmax.
@@ -197,7 +203,7 @@ GlobalLocalAttention::Outputs GlobalLocalAttention::forward(const Options& o, co
     return both ? optional<Tensor>(both->squeeze(1)) : std::nullopt;
   }();
   const auto bias = in.g2g_ids ? optional<Tensor>(of_pairs(by_label(gq, *p.global_relative), at::cat({*in.g2g_ids, *in.g2l_ids}, -1))) : std::nullopt;
-  const Tensor global_attended = ops::attention(gq, gk, gv, {.mask = for_heads(mask), .key_mask = key_mask, .bias = bias}).out;
+  const Tensor global_attended = ops::attention(gq, gk, gv, dropout.with({.mask = for_heads(mask), .key_mask = key_mask, .bias = bias}, 2)).out;
   return {.long_output = p.long_out(merge_heads(long_attended)), .global_output = p.global_out.value_or(p.long_out)(merge_heads(global_attended))};
 }
 
@@ -207,6 +213,7 @@ FOVEATE_MECHANISM(GlobalLocalAttention)
 
 void GlobalLocalTransformerLayers::check(const Options& o) {
   check_etc("global_local_transformer_layers", o.attention());
+  layers::check_dropout("global_local_transformer_layers", "dropout", o.dropout);
   TORCH_CHECK_VALUE(o.num_layers > 0 && o.inner_dim > 0, "global_local_transformer_layers: num_layers and inner_dim must be positive, got ",
                     o.num_layers, " and ", o.inner_dim);
   TORCH_CHECK_VALUE(!o.share_feed_forward_params || o.global_dim.value_or(o.embed_dim) == o.embed_dim,
@@ -238,24 +245,27 @@ GlobalLocalTransformerLayers::Parameters GlobalLocalTransformerLayers::init(cons
   return p;
 }
 
-GlobalLocalTransformerLayers::Outputs GlobalLocalTransformerLayers::forward(const Options& o, const Parameters& p, const Inputs& in) {
+GlobalLocalTransformerLayers::Outputs GlobalLocalTransformerLayers::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
   const auto attention = o.attention();
+  const auto dropped = [&](const Tensor& x) { return layers::dropout(x, o.dropout, std::nullopt, training); };
   Inputs at = in;
-  for (const auto& layer : p.layers) {
+  for (int64_t parts = 0; const auto& layer : p.layers) {
     const auto norm = [&](const layers::LayerNorm& n, const Tensor& x) { return n(x, o.layer_norm_eps); };
     const auto before = [&](const layers::LayerNorm& n, const Tensor& x) { return o.pre_activation ? norm(n, x) : x; };
     const auto behind = [&](const layers::LayerNorm& n, const Tensor& x) { return o.pre_activation ? x : norm(n, x); };
     Inputs given = at;
+    if (in.dropout_seed) given.dropout_seed = layers::seed_of_part(*in.dropout_seed, parts);
+    parts += attention_parts;
     given.long_input = before(layer.attention_norm_long, at.long_input);
     given.global_input = before(layer.attention_norm_global, at.global_input);
-    const auto [a, c] = GlobalLocalAttention::forward(attention, layer.attention, given);
+    const auto [a, c] = GlobalLocalAttention::forward(attention, layer.attention, given, training);
     const auto feed_forward = [&](const layers::FeedForward& network, const layers::LayerNorm& n, const Tensor& x) {
-      return behind(n, x + network(before(n, x), layers::Activation::gelu_tanh));
+      return behind(n, x + dropped(network(before(n, x), layers::Activation::gelu_tanh)));
     };
-    at.long_input = feed_forward(layer.feed_forward, layer.feed_forward_norm, behind(layer.attention_norm_long, at.long_input + a));
+    at.long_input = feed_forward(layer.feed_forward, layer.feed_forward_norm, behind(layer.attention_norm_long, at.long_input + dropped(a)));
     at.global_input =
         feed_forward(layer.feed_forward_global.value_or(layer.feed_forward), layer.feed_forward_norm_global.value_or(layer.feed_forward_norm),
-                     behind(layer.attention_norm_global, at.global_input + c));
+                     behind(layer.attention_norm_global, at.global_input + dropped(c)));
   }
   return {.long_output = at.long_input, .global_output = at.global_input};
 }

@@ -20,37 +20,42 @@ inline constexpr Card etc{.slug = "etc",
 /// The options that attention and layers share.
 void etc_fields(auto& o, auto&& f) {
   f("embed_dim", o.embed_dim, "width E of the long stream (paper: 768 in the base model)");
-  f("global_dim", o.global_dim, "width of the global stream, default E; another needs projections that are not shared");
+  f("global_dim", o.global_dim, "width F of the global stream, default E; another needs share_qkv, share_kv and share_out to be False");
   f("num_heads", o.num_heads, "heads H (paper: 12 in the base model)");
   f("attention_dim", o.attention_dim, "H D, all heads together, default E");
   f("local_radius", o.local_radius, "r, neighbours seen on each side (paper: 84)");
-  f("relative_vocab_size", o.relative_vocab_size, "V, labels of pairs; default none, no relative terms (released models: 32)");
+  f("relative_vocab_size", o.relative_vocab_size,
+    "V, how many labels a pair of tokens may have; default none, pairs have no labels (released models: 32)");
   f("max_distance", o.max_distance,
     "neighbours are labelled by their distance, without l2l_ids: 0 for the token itself, 1..m to the right, m + 1..2 m to the left, m where further "
     "(released models: 12)");
-  f("ignore_direction", o.ignore_direction, "of max_distance: left as right, 0..m");
+  f("ignore_direction", o.ignore_direction, "with max_distance: neighbours on the left are labelled like those on the right, 0..m");
   f("share_qkv", o.share_qkv, "one query, key and value projection for all four pieces (authors' attention: False, their layers: True)");
   f("share_kv", o.share_kv, "one key and value projection for long tokens that ask, one for global ones (authors' code: False)");
   f("share_out", o.share_out, "one output projection (authors' code: False)");
+  f("attention_dropout", o.attention_dropout,
+    "probability of dropping an attention weight in training, or where dropout_seed is given (authors' code: 0.1)");
 }
 
 /// The inputs that attention and layers share.
 struct ETCInputs {
   Tensor long_input, global_input;
-  optional<Tensor> l2l_mask, l2g_mask, g2g_mask, g2l_mask, l2l_ids, l2g_ids, g2g_ids, g2l_ids, long_key_mask, global_key_mask;
+  optional<Tensor> l2l_mask, l2g_mask, g2g_mask, g2l_mask, l2l_ids, l2g_ids, g2g_ids, g2l_ids, long_key_mask, global_key_mask, dropout_seed;
   void fields(auto&& f) {
-    f("long_input", long_input, "[B,N,E] long stream");
-    f("global_input", global_input, "[B,G,F] global stream");
-    f("l2l_mask", l2l_mask, "bool [B,N,*] of a long token's 2r + 1 neighbours, itself the middle one: True where it sees them");
+    f("long_input", long_input, "[B,N,E] long stream, the tokens of the text");
+    f("global_input", global_input, "[B,G,F] global stream, a few tokens that stand for parts of the text, such as one for each sentence");
+    f("l2l_mask", l2l_mask,
+      "bool [B,N,*] True where a long token sees its neighbour: of 2r + 1, entry u is the token u - r places on, itself the middle one");
     f("l2g_mask", l2g_mask, "bool [B,N,G] True where a long token sees a global one");
     f("g2g_mask", g2g_mask, "bool [B,G,G] True where a global token sees a global one");
     f("g2l_mask", g2l_mask, "bool [B,G,N] True where a global token sees a long one");
-    f("l2l_ids", l2l_ids, "int [B,N,*] labels, laid out as l2l_mask");
-    f("l2g_ids", l2g_ids, "int [B,N,G] labels of global tokens to long ones");
-    f("g2g_ids", g2g_ids, "int [B,G,G] labels among global tokens");
-    f("g2l_ids", g2l_ids, "int [B,G,N] labels of long tokens to global ones");
+    f("l2l_ids", l2l_ids, "int [B,N,*] labels 0..V-1 of long tokens' neighbours, laid out as l2l_mask");
+    f("l2g_ids", l2g_ids, "int [B,N,G] labels of pairs in which a long token asks and a global one is asked");
+    f("g2g_ids", g2g_ids, "int [B,G,G] labels of pairs of global tokens");
+    f("g2l_ids", g2l_ids, "int [B,G,N] labels of pairs in which a global token asks and a long one is asked");
     f("long_key_mask", long_key_mask, "bool [B,N] True where a long token takes part as key");
     f("global_key_mask", global_key_mask, "bool [B,G] True where a global token takes part as key");
+    f("dropout_seed", dropout_seed, "int [] seed of the draw of attention_dropout; layers take others from it in turn");
   }
 };
 
@@ -84,6 +89,7 @@ assert long.shape == (2, 100, 32) and summary.shape == (2, 5, 32))"};
     bool share_qkv = false;
     bool share_kv = false;
     bool share_out = false;
+    double attention_dropout = 0;
     void fields(auto&& f) { etc_fields(*this, f); }
   };
   using Inputs = ETCInputs;
@@ -113,13 +119,13 @@ assert long.shape == (2, 100, 32) and summary.shape == (2, 5, 32))"};
   struct Outputs {
     Tensor long_output, global_output;
     void fields(auto&& f) {
-      f("long_output", long_output, "[B,N,E] long stream");
-      f("global_output", global_output, "[B,G,F] global stream");
+      f("long_output", long_output, "[B,N,E] long stream, token by token");
+      f("global_output", global_output, "[B,G,F] global stream, token by token");
     }
   };
   static void check(const Options&);
   static Parameters init(const Options&);
-  static Outputs forward(const Options&, const Parameters&, const Inputs&);
+  static Outputs forward(const Options&, const Parameters&, const Inputs&, bool training = false);
 };
 
 /// The tensors of a layer.
@@ -161,18 +167,22 @@ assert long.shape == (2, 100, 32) and summary.shape == (2, 5, 32))"};
     bool share_qkv = true;
     bool share_kv = false;
     bool share_out = false;
+    double attention_dropout = 0;
     int64_t num_layers = 12;
     int64_t inner_dim = 3072;
     bool share_feed_forward_params = true;
     bool pre_activation = false;
     double layer_norm_eps = 1e-12;
+    double dropout = 0;
     void fields(auto&& f) {
       etc_fields(*this, f);
       f("num_layers", num_layers, "layers (paper: 12 in the base model)");
       f("inner_dim", inner_dim, "inner width of the feed-forward networks (paper: 3072 in the base model)");
-      f("share_feed_forward_params", share_feed_forward_params, "one feed-forward network and normalisation for both streams");
+      f("share_feed_forward_params", share_feed_forward_params,
+        "one feed-forward network and normalisation for both streams, which must then be of one width");
       f("pre_activation", pre_activation, "normalises before attention and network, not behind the residual sums");
       f("layer_norm_eps", layer_norm_eps, "added to the variance (authors' code: 1e-12)");
+      f("dropout", dropout, "probability of dropping an element of what a sublayer adds, in training (authors' code: 0.1)");
     }
     GlobalLocalAttention::Options attention() const {
       return {.embed_dim = embed_dim,
@@ -185,7 +195,8 @@ assert long.shape == (2, 100, 32) and summary.shape == (2, 5, 32))"};
               .ignore_direction = ignore_direction,
               .share_qkv = share_qkv,
               .share_kv = share_kv,
-              .share_out = share_out};
+              .share_out = share_out,
+              .attention_dropout = attention_dropout};
     }
   };
   using Inputs = ETCInputs;
@@ -197,7 +208,7 @@ assert long.shape == (2, 100, 32) and summary.shape == (2, 5, 32))"};
   static void check(const Options&);
   static Parameters shape(const Options&);
   static Parameters init(const Options&);
-  static Outputs forward(const Options&, const Parameters&, const Inputs&);
+  static Outputs forward(const Options&, const Parameters&, const Inputs&, bool training = false);
 };
 
 }  // namespace foveate

@@ -47,10 +47,11 @@ struct ImageTransformerState {
 
 /// The bare function on sequences, an image in raster order being one.
 struct FOVEATE_API ImageTransformerAttention {
-  static constexpr Form form{.card = &image_transformer,
-                             .summary = "1D local attention: blocks of a sequence with the memory around them",
-                             .returns = "[B,H,N,Dv] attended values",
-                             .example = R"(q = k = v = torch.randn(1, 4, 100, 8)
+  static constexpr Form form{
+      .card = &image_transformer,
+      .summary = "1D local attention: the queries of a block all see the block and what lies just before it (causal) or around it",
+      .returns = "[B,H,N,Dv] attended values",
+      .example = R"(q = k = v = torch.randn(1, 4, 100, 8)
 out = foveate.image_transformer_attention(q, k, v, block_length=16, memory_length=40)
 assert out.shape == (1, 4, 100, 8))"};
   struct Options {
@@ -86,10 +87,11 @@ assert out.shape == (1, 4, 100, 8))"};
 /// The bare function on images. Where causal, blocks follow each other row by row, and so do the positions of a block. A step takes
 /// positions in that order, as images of one row.
 struct FOVEATE_API ImageTransformerGridAttention {
-  static constexpr Form form{.card = &image_transformer,
-                             .summary = "2D local attention: blocks of an image with the memory around them",
-                             .returns = "[B,H,Y,X,Dv] attended values",
-                             .example = R"(q = k = v = torch.randn(1, 4, 20, 30, 8)
+  static constexpr Form form{
+      .card = &image_transformer,
+      .summary = "2D local attention: the queries of a block of an image all see the block and what lies around it, or the generated part of that",
+      .returns = "[B,H,Y,X,Dv] attended values",
+      .example = R"(q = k = v = torch.randn(1, 4, 20, 30, 8)
 out = foveate.image_transformer_grid_attention(q, k, v, query_shape=[4, 8], memory_flange=[4, 4])
 assert out.shape == (1, 4, 20, 30, 8))"};
   struct Options {
@@ -155,7 +157,7 @@ assert grid(torch.randn(2, 100, 32)).shape == (2, 100, 32))"};
       f("image_shape", image_shape, "height and width of the image whose raster x is: attention is then 2D, in blocks of the image; empty: 1D");
       image_transformer_grid_fields(*this, f);
       f("causal", causal, "a position sees none generated after it");
-      f("dropout", dropout, "of the two sublayers' outputs in training (paper, CIFAR-10: 0.3)");
+      f("dropout", dropout, "probability of dropping an element of what a sublayer adds, in training (paper, CIFAR-10: 0.3)");
       f("layer_norm_eps", layer_norm_eps, "added to the variance (tensor2tensor: 1e-6)");
     }
     ImageTransformerAttention::Options line() const {
@@ -179,7 +181,7 @@ assert grid(torch.randn(2, 100, 32)).shape == (2, 100, 32))"};
     Tensor x;
     optional<Tensor> key_mask;
     void fields(auto&& f) {
-      f("x", x, "[B,N,E] sequence; in a step of 2D attention, positions block by block");
+      f("x", x, "[B,N,E] sequence, an image row by row; in a step of 2D attention, positions block by block");
       f("key_mask", key_mask, "bool [B,*] True where a position takes part as a key; of all positions so far in a step, which must be 1D");
     }
   };

@@ -1,4 +1,5 @@
 #include <foveate/attention.h>
+#include <foveate/dropout.h>
 #include <foveate/init.h>
 #include <foveate/jukebox.h>
 #include <foveate/sparse_attention.h>
@@ -6,6 +7,7 @@
 namespace foveate {
 namespace {
 
+using layers::WeightDropout;
 using patterns::Pattern;
 using enum JukeboxPattern;
 
@@ -13,7 +15,8 @@ using enum JukeboxPattern;
 Size rows_of(const Size& N, int64_t block_length) { return (N + (block_length - 1)) / block_length; }
 
 /// Within columns: each is a sequence of its own, of one position in every row.
-Tensor attend_in_columns(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask) {
+Tensor attend_in_columns(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
+                         const WeightDropout& dropout) {
   const int64_t columns = o.block_length;
   const Size N = extent(q, 2), rows = rows_of(N, columns);
   const Tensor place = at::arange(rows * columns, q.options().dtype(at::kLong));
@@ -26,7 +29,7 @@ Tensor attend_in_columns(const JukeboxAttention::Options& o, const Tensor& q, co
     there = split(key_mask.value_or(at::ones_symint({extent(k, 0), N}, k.options().dtype(at::kBool)))) &
             (place < N).unflatten_symint(0, {rows, columns}).t().repeat_symint({extent(k, 0), 1});
   }
-  const Tensor out = ops::attention(by_head(q), by_head(k), by_head(v), {.key_mask = there, .causal = o.causal, .scale = o.scale}).out;
+  const Tensor out = ops::attention(by_head(q), by_head(k), by_head(v), dropout.with({.key_mask = there, .causal = o.causal, .scale = o.scale})).out;
   // Back to one line by index: torch.export cannot bound a folding of rows and columns.
   const Tensor n = at::arange(N, place.options()), h = at::arange(extent(q, 1), place.options()).unsqueeze(-1);
   const Tensor column = at::arange(extent(q, 0), place.options()).view_symint({-1, 1, 1}) * columns + n.remainder(columns);  // [B,1,N]
@@ -55,13 +58,13 @@ struct Summaries {
 
   /// Attention of the last positions, of N so far, to the summaries k [B,H,S,D] of all rows.
   Tensor attend(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
-                const Size& N) const {
+                const Size& N, const WeightDropout& dropout = {}) const {
     const Tensor j = places(N, q);  // [S]
     const Tensor i = at::arange(N - extent(q, 2), N, j.options()).unsqueeze(-1);
     Tensor seen = o.causal ? j <= i : (j < N).unsqueeze(0);  // [N or 1,S]
     if (o.blocks) seen = seen & (j < (*o.blocks - 1) * length);
     const auto there = key_mask ? optional(pick(*key_mask, 1)) : std::nullopt;
-    return with_null_keys(ops::attention(q, k, v, {.mask = seen, .key_mask = there, .scale = o.scale}), spread);
+    return with_null_keys(ops::attention(q, k, v, dropout.with({.mask = seen, .key_mask = there, .scale = o.scale})), spread);
   }
 
   /// The same of new tokens, the rows finished before being known by their summaries.
@@ -82,14 +85,16 @@ struct Summaries {
 int64_t primed(const JukeboxAttention::Options& o) { return o.prime_rounds_up ? (o.prime_len / *o.blocks + 1) * *o.blocks : o.prime_len; }
 
 /// To the keys that a pattern shows; queries are the last ones. The row before is the query's own row, seen from a row earlier.
-Tensor attend_by_pattern(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask) {
+Tensor attend_by_pattern(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
+                         const WeightDropout& dropout = {}) {
   const bool is_row = o.pattern == block || o.pattern == prev_block;
   Pattern pattern = is_row                         ? patterns::block_diagonal(o.block_length)
                     : o.pattern == transpose_block ? patterns::strided(o.block_length)
                                                    : patterns::keys(0, primed(o));
   if (o.causal && o.pattern != prev_block) pattern = pattern & patterns::causal();
   const Size back = o.pattern == prev_block ? o.block_length : 0;
-  return ops::sparse_attention(q, k, v, pattern, {.key_mask = key_mask, .scale = o.scale, .offset = extent(k, 2) - extent(q, 2) - back}).out;
+  const Size offset = extent(k, 2) - extent(q, 2) - back;
+  return ops::sparse_attention(q, k, v, pattern, dropout.with({.key_mask = key_mask, .scale = o.scale, .offset = offset})).out;
 }
 
 /// Of M tokens since the start of a row, those that later queries see: how many, and from where.
@@ -108,6 +113,22 @@ std::pair<Size, Size> kept(const JukeboxAttention::Options& o, const Size& M) {
 
 bool to_summaries(const JukeboxAttention::Options& o) { return o.pattern == summary || o.pattern == summary_spread; }
 
+/// The whole sequence.
+Tensor attend(const JukeboxAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
+              const WeightDropout& dropout) {
+  TORCH_CHECK_VALUE(o.pattern == cross || extent(k, 2) == extent(q, 2), "jukebox_attention: k must be as many as q, ", extent(q, 2),
+                    ", but for pattern cross; got ", extent(k, 2));
+  if (o.pattern == dense || o.pattern == cross) {
+    return ops::attention(q, k, v, dropout.with({.key_mask = key_mask, .causal = o.causal && o.pattern == dense, .scale = o.scale})).out;
+  }
+  if (to_summaries(o)) {
+    const Summaries rows(o);
+    return rows.attend(o, q, rows.pick(k, 2), rows.pick(v, 2), key_mask, extent(q, 2), dropout);
+  }
+  if (o.pattern == transpose_block) return attend_in_columns(o, q, k, v, key_mask, dropout);
+  return attend_by_pattern(o, q, k, v, key_mask, dropout);
+}
+
 }  // namespace
 
 void JukeboxAttention::check(const Options& o) {
@@ -117,20 +138,11 @@ void JukeboxAttention::check(const Options& o) {
                     o.spread, " and ", o.block_length);
   TORCH_CHECK_VALUE(o.prime_len >= 0, "jukebox: prime_len must not be negative, got ", o.prime_len);
   TORCH_CHECK_VALUE(!o.prime_rounds_up || o.blocks, "jukebox: prime_rounds_up needs blocks");
+  layers::check_dropout("jukebox", "dropout of attention weights", o.dropout);
 }
 
 Tensor JukeboxAttention::forward(const Options& o, const Parameters&, const Inputs& in) {
-  TORCH_CHECK_VALUE(o.pattern == cross || extent(in.k, 2) == extent(in.q, 2), "jukebox_attention: k must be as many as q, ", extent(in.q, 2),
-                    ", but for pattern cross; got ", extent(in.k, 2));
-  if (o.pattern == dense || o.pattern == cross) {
-    return ops::attention(in.q, in.k, in.v, {.key_mask = in.key_mask, .causal = o.causal && o.pattern == dense, .scale = o.scale}).out;
-  }
-  if (to_summaries(o)) {
-    const Summaries rows(o);
-    return rows.attend(o, in.q, rows.pick(in.k, 2), rows.pick(in.v, 2), in.key_mask, extent(in.q, 2));
-  }
-  if (o.pattern == transpose_block) return attend_in_columns(o, in.q, in.k, in.v, in.key_mask);
-  return attend_by_pattern(o, in.q, in.k, in.v, in.key_mask);
+  return attend(o, in.q, in.k, in.v, in.key_mask, {o.dropout, in.dropout_seed, false, in.q});
 }
 
 std::pair<Tensor, JukeboxAttention::State> JukeboxAttention::step(const Options& o, const Parameters&, const Inputs& in, State&& past) {
@@ -167,7 +179,7 @@ void JukeboxMultiheadAttention::check(const Options& o) {
   TORCH_CHECK_VALUE(o.embed_dim > 0, "jukebox: embed_dim must be positive, got ", o.embed_dim);
   TORCH_CHECK_VALUE(o.num_heads > 0 && o.width() > 0 && o.width() % o.num_heads == 0, "jukebox: num_heads must divide attention_dim, got ",
                     o.num_heads, " and ", o.width());
-  TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, "jukebox: dropout must lie in [0, 1), got ", o.dropout);
+  layers::check_dropout("jukebox", "dropout", o.dropout);
 }
 
 JukeboxMultiheadAttention::Parameters JukeboxMultiheadAttention::init(const Options& o) {
@@ -186,13 +198,13 @@ Tensor JukeboxMultiheadAttention::forward(const Options& o, const Parameters& p,
   const bool of_context = o.pattern == cross;
   TORCH_CHECK_VALUE(of_context == in.context.has_value(), "jukebox_multihead_attention: context must be given for pattern cross, and no other");
   const auto [q, k, v] = p.project(in.x, of_context ? *in.context : in.x, o.num_heads);
-  const Tensor out = p.join(JukeboxAttention::forward(o.attention(), {}, {.q = q, .k = k, .v = v, .key_mask = in.key_mask}));
-  return training && o.dropout > 0 ? at::dropout(out, o.dropout, true) : out;
+  const Tensor attended = attend(o.attention(), q, k, v, in.key_mask, {o.attention_dropout, in.dropout_seed, training, in.x});
+  return layers::dropout(p.join(attended), o.dropout, std::nullopt, training);
 }
 
 std::pair<Tensor, JukeboxMultiheadAttention::State> JukeboxMultiheadAttention::step(const Options& o, const Parameters& p, const Inputs& in,
                                                                                     State&& past) {
-  JukeboxAttention::Inputs heads{.q = split_heads(p.query(in.x), o.num_heads), .k = past.k, .v = past.v, .key_mask = in.key_mask};
+  JukeboxAttention::Inputs heads{.q = split_heads(p.query(in.x), o.num_heads), .k = past.k, .v = past.v, .key_mask = in.key_mask, .dropout_seed = {}};
   const bool of_context = o.pattern == cross;
   TORCH_CHECK_VALUE(of_context ? in.context || past.k.defined() : !in.context,
                     "jukebox_multihead_attention_step: context must be given for the first ", "step of pattern cross, and no other pattern");

@@ -69,6 +69,7 @@ assert out.shape == (1, 4, 100, 8))"};
     int64_t prime_len = 0;
     bool prime_rounds_up = false;
     bool causal = true;
+    double dropout = 0;
     optional<double> scale;
     void fields(auto&& f) {
       f("pattern", pattern,
@@ -76,17 +77,19 @@ assert out.shape == (1, 4, 100, 8))"};
         "null key (logit 0, value 0); summary_spread: the last `spread` of every row, and as many null keys; cross: all keys of another sequence; "
         "prime: the first prime_len");
       jukebox_grid_fields(*this, f);
+      f("dropout", dropout, "probability of dropping an attention weight where dropout_seed is given (authors' code: 0)");
       f("scale", scale, "multiplies q.k, default 1/sqrt(D)");
     }
   };
   struct Inputs {
     Tensor q, k, v;
-    optional<Tensor> key_mask;
+    optional<Tensor> key_mask, dropout_seed;
     void fields(auto&& f) {
       f("q", q, "[B,H,N,D] queries");
       f("k", k, "[B,Hk,M,D] keys, as many as queries but for pattern cross; Hk divides H");
       f("v", v, "[B,Hk,M,Dv] values");
       f("key_mask", key_mask, "bool [B,*] True where a key takes part; of all keys so far in a step");
+      f("dropout_seed", dropout_seed, "int [] seed of the draw of dropout");
     }
   };
   using Parameters = None;
@@ -118,12 +121,15 @@ assert out.shape == (2, 30, 32))"};
     bool causal = true;
     double init_scale = 1;
     bool zero_out = false;
+    double attention_dropout = 0;
     double dropout = 0;
     void fields(auto&& f) {
       jukebox_width_fields(*this, f);
       f("pattern", pattern, "which keys a query sees, see jukebox_attention");
       jukebox_grid_fields(*this, f);
       f("zero_out", zero_out, "the output projection starts at zero; that of pattern cross always does");
+      f("attention_dropout", attention_dropout,
+        "probability of dropping an attention weight in training, or where dropout_seed is given (authors' code: 0)");
       f("dropout", dropout, "probability of dropping an element of the result in training (authors' code: 0)");
     }
     JukeboxAttention::Options attention() const {
@@ -134,17 +140,19 @@ assert out.shape == (2, 30, 32))"};
               .prime_len = prime_len,
               .prime_rounds_up = prime_rounds_up,
               .causal = causal,
+              .dropout = attention_dropout,
               .scale = {}};
     }
     int64_t width() const { return attention_dim.value_or(embed_dim / 4); }
   };
   struct Inputs {
     Tensor x;
-    optional<Tensor> context, key_mask;
+    optional<Tensor> context, key_mask, dropout_seed;
     void fields(auto&& f) {
       f("x", x, "[B,N,E] sequence that asks");
       f("context", context, "[B,M,E] what pattern cross attends to; in a step, needed by the first only");
       f("key_mask", key_mask, "bool [B,*] True where a key takes part; of all keys so far in a step");
+      f("dropout_seed", dropout_seed, "int [] seed of the draw of attention_dropout");
     }
   };
   using Parameters = layers::Heads;

@@ -1,3 +1,4 @@
+#include <foveate/dropout.h>
 #include <foveate/init.h>
 #include <foveate/jukebox_model.h>
 
@@ -8,8 +9,8 @@ using enum JukeboxPattern;
 
 /// What the feed-forward network adds, and the scaled sum.
 Tensor residual(const JukeboxBlock::Options& o, const JukeboxBlock::Parameters& p, const Tensor& x, const Tensor& attended, bool training) {
-  Tensor added = p.feed_forward(p.norm_b(x + attended, o.layer_norm_eps), o.activation);
-  if (training && o.dropout > 0) added = at::dropout(added, o.dropout, true);
+  const Tensor network = p.feed_forward(p.norm_b(x + attended, o.layer_norm_eps), o.activation);
+  const Tensor added = layers::dropout(network, o.dropout, std::nullopt, training);
   return x + (attended + added) * o.res_scale;
 }
 
@@ -91,6 +92,7 @@ JukeboxBlock::Options JukeboxTransformer::Options::block(int64_t layer) const {
           .layer_norm_eps = layer_norm_eps,
           .init_scale = init_scale,
           .zero_out = zero_out,
+          .attention_dropout = attention_dropout,
           .dropout = dropout};
 }
 
@@ -119,8 +121,8 @@ namespace {
 
 /// The inputs of a block: of pattern cross, the context and its mask.
 JukeboxBlock::Inputs inputs_of(const JukeboxBlock::Options& o, const Tensor& x, const JukeboxTransformer::Inputs& in) {
-  if (o.pattern == cross) return {.x = x, .context = in.context, .key_mask = in.context_mask};
-  return {.x = x, .context = {}, .key_mask = in.key_mask};
+  if (o.pattern == cross) return {.x = x, .context = in.context, .key_mask = in.context_mask, .dropout_seed = {}};
+  return {.x = x, .context = {}, .key_mask = in.key_mask, .dropout_seed = {}};
 }
 
 }  // namespace

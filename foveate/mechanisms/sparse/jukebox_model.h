@@ -14,6 +14,7 @@ void jukebox_residual_fields(auto& o, auto&& f) {
   f("activation", o.activation, "of the feed-forward network (authors' code: quick_gelu)");
   f("layer_norm_eps", o.layer_norm_eps, "added to the variance (authors' code: 1e-5)");
   f("zero_out", o.zero_out, "the projections that add to the stream start at zero; those of pattern cross always do");
+  f("attention_dropout", o.attention_dropout, "probability of dropping an attention weight in training (authors' code: 0)");
   f("dropout", o.dropout, "probability of dropping an element of what a sublayer adds, in training (authors' code: 0)");
 }
 
@@ -42,6 +43,7 @@ assert out.shape == (2, 30, 32))"};
     double layer_norm_eps = 1e-5;
     double init_scale = 1;
     bool zero_out = false;
+    double attention_dropout = 0;
     double dropout = 0;
     void fields(auto&& f) {
       jukebox_width_fields(*this, f);
@@ -62,6 +64,7 @@ assert out.shape == (2, 30, 32))"};
               .causal = causal,
               .init_scale = init_scale,
               .zero_out = zero_out,
+              .attention_dropout = attention_dropout,
               .dropout = dropout};
     }
   };
@@ -112,6 +115,7 @@ assert out.shape == (2, 30, 32))"};
     double layer_norm_eps = 1e-5;
     double init_scale = 1;
     bool zero_out = false;
+    double attention_dropout = 0;
     double dropout = 0;
     void fields(auto&& f) {
       jukebox_width_fields(*this, f);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 
 namespace foveate {
 namespace {
@@ -36,12 +37,32 @@ ops::Attended with_empty_keys(const ops::Attended& seen, int64_t window) {
   return ops::merge_attention(std::array{seen, ops::Attended{.out = at::zeros_like(seen.out), .lse = (before + behind).log().expand_as(seen.lse)}});
 }
 
-/// How global tokens ask: their queries are made from rows of `source` [B,H or 1,N,*], when it is known which.
+/// How global tokens ask. Nothing is computed before it is known which they are.
 struct GlobalSide {
-  Tensor source;
-  std::function<Tensor(const Tensor&)> queries;
-  Tensor k, v;  // [B,H,N,D], [B,H,N,Dv]
+  Tensor source;                                                  // [B,H or 1,N,*]: their queries are made from its rows
+  std::function<Tensor(const Tensor&)> queries;                   // of rows of it: [B,H,g,D]
+  std::function<std::pair<Tensor, Tensor>()> keys_and_values;     // of all tokens: [B,H,N,D], [B,H,N,Dv]
+  std::function<Tensor(const Tensor&, ops::Attention)> few = {};  // attention of a few such queries, without keys and values
+
+  Tensor attend(const Tensor& rows, const ops::Attention& call, bool is_few = false) const {
+    const Tensor q = queries(rows);
+    if (is_few) return few(q, call);
+    const auto [k, v] = keys_and_values();
+    return ops::attention(q, k, v, call).out;
+  }
 };
+
+/// Attention to keys W x_j + b with values V x_j + c, of queries [B,H,g,D] so few that to move them among the x costs less than to make
+/// keys and values of all of them:  q.(W x_j + b) = (q W).x_j + q.b,  sum_j p_j (V x_j + c) = V sum_j p_j x_j + c.
+Tensor attend_unprojected(const Tensor& q, const Tensor& x, const layers::Linear& key, const layers::Linear& value, ops::Attention call) {
+  const auto by_head = [&](const Tensor& w) { return w.unflatten(0, {plain_extent(q, 1), -1}); };  // [E,...] -> [H,D,...]
+  call.scale = default_scale(q);
+  call.bias = at::matmul(q, by_head(*key.bias).unsqueeze(-1)) * *call.scale;  // [B,H,g,1]
+  const Tensor inputs = x.unsqueeze(1);                                       // [B,1,N,E]
+  const auto [mean, lse] = ops::attention(at::matmul(q, by_head(key.weight)), inputs, inputs, call);
+  const Tensor sees = (lse > -std::numeric_limits<double>::infinity()).unsqueeze(-1).to(q.scalar_type());
+  return at::matmul(mean, by_head(value.weight).transpose(1, 2)) + by_head(*value.bias).unsqueeze(1) * sees;
+}
 
 /// The first global tokens of each sequence: where they stand, and whether there are so many.
 struct Chosen {
@@ -76,10 +97,9 @@ template <class Options> struct Longformer {
   /// The first tokens are: rows and columns of their own, at places that are known.
   Tensor prefixed() const {
     const int64_t g = o.global_tokens;
-    const auto [source, queries, global_k, global_v] = global();
-    const Tensor rows = ops::attention(queries(source.slice(2, 0, g)), global_k, global_v,
-                                       dropout.with({.key_mask = real, .causal = o.causal, .scale = scale, .offset = 0}, 1))
-                            .out;
+    const auto side = global();
+    const Tensor rows = side.attend(side.source.slice(2, 0, g), dropout.with({.key_mask = real, .causal = o.causal, .scale = scale, .offset = 0}, 1),
+                                    are_few(side, g));
     return at::cat({rows, local(q.slice(2, g), causally(o, local_set(o, q) | patterns::keys(0, g)), real).out}, 2);
   }
 
@@ -105,12 +125,13 @@ template <class Options> struct Longformer {
                          ? ops::attention(q, chosen->of(k), chosen->of(v), dropout.with({.mask = seen, .key_mask = chosen->taken, .scale = scale}, 2))
                          : ops::attention(q, k, v, dropout.with({.key_mask = globals, .causal = o.causal, .scale = scale}, 2));
     const Tensor out = ops::merge_attention(std::array{near, far}).out;
-    const auto [source, queries, global_k, global_v] = global();
-    const Tensor rows =
-        ops::attention(
-            queries(chosen ? chosen->of(source) : source), global_k, global_v,
-            {.mask = sees, .key_mask = real, .causal = o.causal && !chosen, .scale = scale, .query_mask = chosen ? std::nullopt : optional(globals)})
-            .out;
+    const auto side = global();
+    const Tensor rows = side.attend(
+        chosen ? chosen->of(side.source) : side.source,
+        dropout.with(
+            {.mask = sees, .key_mask = real, .causal = o.causal && !chosen, .scale = scale, .query_mask = chosen ? std::nullopt : optional(globals)},
+            1),
+        chosen && are_few(side, *o.max_globals));
     return chosen ? chosen->put(out, rows) : at::where(globals.unsqueeze(1).unsqueeze(-1), rows, out);
   }
 
@@ -143,14 +164,15 @@ template <class Options> struct Longformer {
     Tensor out = ops::sparse_attention(q, keys, values, seen, {.key_mask = visible, .scale = scale}).out;
     LongformerAttention::State next{.k = kept(keys, 2), .v = kept(values, 2), .globals = past.globals};
     if (g > 0 && had < g) {  // the first of the new tokens are global
-      const auto [source, queries, global_k, global_v] = global();
+      const auto side = global();
+      const auto [global_k, global_v] = side.keys_and_values();
       const Size count = std::min<Size>(g - had, fresh);
       const auto first = [&](const Tensor& x) { return x.slice_symint(2, 0, count); };
       const bool starts = past.globals.empty();
       next.globals = {joined(starts ? Tensor() : past.globals[0], first(global_k)), joined(starts ? Tensor() : past.globals[1], first(global_v))};
       const auto mask = real ? optional<Tensor>(real->slice_symint(1, 0, had + count)) : std::nullopt;
       const Tensor rows =
-          ops::attention(queries(first(source)), next.globals[0], next.globals[1], {.key_mask = mask, .causal = true, .scale = scale}).out;
+          ops::attention(side.queries(first(side.source)), next.globals[0], next.globals[1], {.key_mask = mask, .causal = true, .scale = scale}).out;
       out = at::cat({rows, out.slice_symint(2, count)}, 2);
     }
     if (real) out = out.masked_fill(real->slice_symint(1, extent(*real, 1) - fresh).logical_not().unsqueeze(1).unsqueeze(-1), 0);
@@ -158,6 +180,10 @@ template <class Options> struct Longformer {
   }
 
  private:
+  /// Whether `count` global tokens are so few. Where weights are dropped, they do not sum to 1.
+  bool are_few(const GlobalSide& side, int64_t count) const {
+    return side.few && !dropout.seed() && 2 * count * plain_extent(q, 1) <= plain_extent(side.source, 3);
+  }
   ops::Attended local(const Tensor& queries, const Pattern& seen, const optional<Tensor>& keys) const {
     const auto attended = ops::sparse_attention(queries, k, v, seen, dropout.with({.key_mask = keys, .scale = scale}));
     return o.window_kind == LongformerWindow::chunks_as_released ? with_empty_keys(attended, o.window) : attended;
@@ -181,8 +207,7 @@ Longformer<LongformerAttention::Options> of_inputs(const LongformerAttention::Op
   const auto global = [&in] {
     return GlobalSide{.source = in.q_global.value_or(in.q),
                       .queries = [](const Tensor& x) { return x; },
-                      .k = in.k_global.value_or(in.k),
-                      .v = in.v_global.value_or(in.v)};
+                      .keys_and_values = [&in] { return std::pair(in.k_global.value_or(in.k), in.v_global.value_or(in.v)); }};
   };
   return {.o = o,
           .q = in.q,
@@ -197,11 +222,12 @@ Longformer<LongformerAttention::Options> of_inputs(const LongformerAttention::Op
 Longformer<LongformerSelfAttention::Options> of_layer(const LongformerSelfAttention::Options& o, const LongformerSelfAttention::Parameters& p,
                                                       const LongformerSelfAttention::Inputs& in, bool training = false) {
   const auto heads = [&o](const Tensor& x) { return split_heads(x, o.num_heads); };
-  const auto global = [&p, &in, heads] {  // queries are projected where there are any
-    return GlobalSide{.source = in.x.unsqueeze(1),
-                      .queries = [&p, heads](const Tensor& x) { return heads(p.query_global(x.squeeze(1))); },
-                      .k = heads(p.key_global(in.x)),
-                      .v = heads(p.value_global(in.x))};
+  const auto global = [&p, &in, heads] {
+    return GlobalSide{
+        .source = in.x.unsqueeze(1),
+        .queries = [&p, heads](const Tensor& x) { return heads(p.query_global(x.squeeze(1))); },
+        .keys_and_values = [&p, &in, heads] { return std::pair(heads(p.key_global(in.x)), heads(p.value_global(in.x))); },
+        .few = [&p, &in](const Tensor& q, const ops::Attention& call) { return attend_unprojected(q, in.x, p.key_global, p.value_global, call); }};
   };
   return {.o = o,
           .q = heads(p.query(in.x)),

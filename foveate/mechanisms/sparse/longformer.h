@@ -33,7 +33,8 @@ void longformer_fields(auto& o, auto&& f) {
     "of zeros before and behind the sequence");
   f("dilation", o.dilation, "d, steps between the tokens seen: one number, or one for each head (paper: 1; 2 heads of the higher layers dilated)");
   f("causal", o.causal, "no token sees a later one (the paper's language model)");
-  f("global_tokens", o.global_tokens, "so many first tokens are global in every sequence: the fast way where their places are known");
+  f("global_tokens", o.global_tokens,
+    "so many first tokens are global in every sequence: the fast way where their places are known; not with global_mask");
   f("max_globals", o.max_globals,
     "room for so many global tokens of global_mask in a sequence, the first ones; others count as local. The cost then grows with it; default "
     "any number, at the cost of dense attention");
@@ -71,7 +72,7 @@ assert out.shape == (2, 4, 100, 8))"};
       f("k", k, "[B,H,N,D] keys");
       f("v", v, "[B,H,N,Dv] values");
       f("key_mask", key_mask, "bool [B,*] True where a token takes part; of all tokens so far in a step");
-      f("global_mask", global_mask, "bool [B,N] True where a token is global");
+      f("global_mask", global_mask, "bool [B,N] True where a token is global: it sees all tokens and all see it");
       f("q_global", q_global, "[B,H,N,D] queries of global tokens, default q");
       f("k_global", k_global, "[B,H,N,D] keys that global tokens ask, default k");
       f("v_global", v_global, "[B,H,N,Dv] values of these keys, default v");
@@ -127,7 +128,7 @@ assert out.shape == (2, 100, 32))"};
     void fields(auto&& f) {
       f("x", x, "[B,N,E] sequence");
       f("key_mask", key_mask, "bool [B,*] True where a token takes part; of all tokens so far in a step");
-      f("global_mask", global_mask, "bool [B,N] True where a token is global");
+      f("global_mask", global_mask, "bool [B,N] True where a token is global: it sees all tokens and all see it");
       f("dropout_seed", dropout_seed, "int [] seed of the draw of dropout");
     }
   };

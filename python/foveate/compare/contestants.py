@@ -35,6 +35,7 @@ class Row:
     options: Options = lambda size: {}
     baseline: bool = False
     extra: Callable[[Size], tuple[Tensor, ...]] = lambda size: ()  # inputs after the sample's own
+    made: Callable[[Tensor], tuple[Tensor, ...]] = lambda x: ()  # inputs after these, made from the sample's first
 
 
 def _heads(size: Size) -> dict[str, Any]:
@@ -67,6 +68,15 @@ def _local(size: Size) -> dict[str, Any]:
     return {"block_length": _near(size, 64), "filter_width": _near(size, 64)}
 
 
+def _etc_layer(size: Size) -> dict[str, Any]:
+    return _layer(size) | {"local_radius": _near(size, 64)}
+
+
+def _spans(x: Tensor, most: int) -> Tensor:
+    """As many spans of x [B,N,E], one global token for each: their means [B,G,E], as one for each sentence would be."""
+    return F.adaptive_avg_pool1d(x.mT, min(most, max(1, x.shape[1] // 8))).mT
+
+
 ROWS: tuple[Row, ...] = (
     Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
@@ -77,6 +87,10 @@ ROWS: tuple[Row, ...] = (
     Row("TransformerXLAttention", "Transformer-XL (causal)", "qkv", "different", _heads, extra=lambda size: _distances(size, 1)),
     Row("EfficientAttention", "Efficient Attention", "qkv", "approximate", lambda size: {"temperature": size.width**0.25}),
     Row("LinearTransformerAttention", "Linear Transformer", "qkv", "approximate"),
+    Row("FastAttention", "Fast Attention (cosine, mean)", "qkv", "different", lambda size: {"normalize_by_n": True}),
+    Row("RandomFeatureAttention", "RFA (64 sines and cosines)", "qkv", "approximate"),
+    Row("RandomFeatureAttention", "RFA (64 arc-cosine features)", "qkv", "approximate", lambda size: {"feature_map": "arccos"}),
+    Row("FastWeightAttention", "DPFP (sum rule, nu 2)", "qkv", "approximate", lambda size: {"update": "sum", "attention_norm": "query"}),
     Row("LinformerAttention", "Linformer (learned, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "linear")),
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
     Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
@@ -107,15 +121,27 @@ ROWS: tuple[Row, ...] = (
     Row("LongformerSelfAttention", "Longformer layer (window 128)", "vectors", "different", lambda size: _layer(size) | {"window": 128}),
     Row("BigBirdSelfAttention", "BigBird layer (blocks of 64)", "vectors", "different", _layer),
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
+    Row("RFA", "RFA layer", "vectors", "different", _layer),
+    Row("FastWeightLayer", "Fast-weight layer (causal)", "vectors", "different", lambda size: {"d_model": size.width, "n_head": size.heads}),
     Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
     Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(size)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("BPTransformerBlock", "BP-Transformer block", "vectors", "different", lambda size: _layer(size) | {"inner_dim": size.width}),
     Row("StarTransformer", "Star-Transformer (one cycle)", "vectors", "different", _star),
+    Row(
+        "GlobalLocalAttention",
+        "ETC layer (radius 64, 16 global)",
+        "vectors",
+        "different",
+        _etc_layer,
+        made=lambda x: (_spans(x, 16),),
+    ),
+    Row("JukeboxMultiheadAttention", "Jukebox layer (row)", "vectors", "different", lambda size: _layer(size) | _jukebox(size, "block")),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
+    Row("FastAttentionBlock", "Fast Attention block", "map", "different", lambda size: {"in_chan": size.width}),
     Row("CBAM", "CBAM", "map", "different", lambda size: {"gate_channels": size.width}),
     Row("BAM", "BAM", "map", "different", lambda size: {"gate_channels": size.width}),
 )
@@ -129,10 +155,18 @@ REASONS = {
     "RotaryEmbedding": "is a part of RotaryAttention",
     "NonLocalAttention": "is exact attention with a scale of its own",
     "LongformerBlockAttention": "is Longformer by blocks",
+    "FastAttentionVideo": "takes the frames of a video",
+    "FastAttentionFusion": "is the Fast Attention block between other levels",
     "BigBirdBlockAttention": "is BigBird with the first blocks global",
     "JukeboxTransformer": "is a whole model",
-    "GlobalLocalAttention": "takes a second, global stream",
-    "GlobalLocalTransformerLayers": "takes a second, global stream",
+    "GlobalLocalTransformerLayers": "is a whole model",
+    "JukeboxBlock": "is the layer with a feed-forward network",
+    "SparseTransformerBlock": "is the attention with projections and a feed-forward network",
+    "SparseTransformerStack": "is a whole model",
+    "BlockSparseAttention": "is any layout of blocks",
+    "TransformerXLLayer": "is the attention with projections and a feed-forward network",
+    "MAB": "takes a second set",
+    "LatentISAB": "is ISAB with a cache of latents",
     "GMATEncoder": "is a whole model",
     "GMATCompression": "is a whole model",
     "LinformerEncoder": "is a whole model",
@@ -199,25 +233,27 @@ class Contestant:
     card: Card | None  # None: torch's own
     form: str
     extra: Callable[[Size], tuple[Tensor, ...]] = lambda size: ()
+    made: Callable[[Tensor], tuple[Tensor, ...]] = lambda x: ()
 
     def build(self, size: Size, dtype: torch.dtype) -> nn.Module:
         """A call of the sample's tensors that returns the output."""
         built = self.make(self.options(size))
         if isinstance(built, nn.Module):
             built = built.to(dtype)
-        return _Call(built, tuple(tensor.to(dtype) for tensor in self.extra(size)))
+        return _Call(built, tuple(tensor.to(dtype) for tensor in self.extra(size)), self.made)
 
 
 class _Call(nn.Module):
     """A call with its extra inputs in place, whose output is the first of several."""
 
-    def __init__(self, call: Callable[..., Any], extra: tuple[Tensor, ...]) -> None:
+    def __init__(self, call: Callable[..., Any], extra: tuple[Tensor, ...], made: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.call = call
         self.extra = extra
+        self.made = made
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        result = self.call(*inputs, *self.extra)
+        result = self.call(*inputs, *self.extra, *self.made(inputs[0]))
         return result if isinstance(result, Tensor) else result[0]
 
 
@@ -266,7 +302,12 @@ def find_card(slug: str) -> Card:
 
 def contestants_of(card: Card) -> list[Contestant]:
     """The contestants of one mechanism."""
-    return [_contestant(row, card, form) for form in card.forms for row in ROWS if row.form == form.class_name]
+    return rows_of(card, ROWS)
+
+
+def rows_of(card: Card, rows: Iterable[Row]) -> list[Contestant]:
+    """The same, of another table."""
+    return [_contestant(row, card, form) for form in card.forms for row in rows if row.form == form.class_name]
 
 
 def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
@@ -287,6 +328,7 @@ def _contestant(row: Row, card: Card, form: FormCard) -> Contestant:
         card=card,
         form=f"foveate.nn.{form.class_name}",
         extra=row.extra,
+        made=row.made,
     )
 
 

@@ -40,6 +40,25 @@ def attention_map(call: Callable[..., Tensor], q: Tensor, k: Tensor, seed: int) 
     return torch.cat(columns, dim=-1)[..., :m]
 
 
+def influence_map(call: Callable[..., Tensor], x: Tensor, seed: int) -> Tensor:
+    """How much each output [row] of a layer of x [1,N,E] changes with each input [column]: [N,N], for inputs moved a little in some directions."""
+    length, width = x.shape[1:]
+    directions = torch.randn(4, width, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+
+    def output(given: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        return call(given)[0]
+
+    step = 1e-5
+    with torch.no_grad():
+        whole = output(x)
+        columns = []
+        for place in range(length):
+            moves = [output(torch.index_add(x, 1, torch.tensor([place]), step * d.expand(1, 1, -1))) - whole for d in directions]
+            columns.append(torch.stack(moves).square().sum((0, 2)).sqrt() / step)
+    return torch.stack(columns, dim=-1)
+
+
 def shades(weights: Tensor, brightest: float) -> Tensor:
     """Palette indices, uint8, of weights [N,M]; square roots, so that faint weights stay visible."""
     strength = (weights.float().abs() / max(brightest, 1e-12)).clamp(max=1).sqrt()
