@@ -34,7 +34,6 @@ _SPREAD: Mapping[str, Callable[[Tensor, int], tuple[Tensor, ...]]] = {
     "split": lambda x, count: x.chunk(count),
     "transpose_split": lambda x, count: x.transpose(-1, -2).chunk(count),
     "unstack": lambda x, _: x.unbind(),
-    "matrix": lambda x, _: (x.flatten(1),),  # a convolution of one tap
     "vector": lambda x, _: (x.flatten(),),
 }
 # Several of theirs, in the order of their entries and numbers, as one of ours.
