@@ -49,6 +49,10 @@ def _set(size: Size) -> dict[str, Any]:
     return {"dim": size.width, "num_heads": size.heads}
 
 
+def _slim(size: Size) -> dict[str, Any]:
+    return {"hidden_dim": size.width, "n_heads": size.heads, "ffn_dim": size.width}
+
+
 def _star(size: Size) -> dict[str, Any]:
     return {"embed_dim": size.width, "num_layers": 1, "num_heads": size.heads, "head_dim": size.width // size.heads}
 
@@ -63,6 +67,8 @@ def _extra_globals(size: Size) -> dict[str, Any]:
     return {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0}
 
 
+HYPERBOLIC = {"features": "hyperbolic", "nb_features": 128}  # as many features as 256 positive ones
+
 ROWS: tuple[Row, ...] = (
     Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
@@ -73,6 +79,16 @@ ROWS: tuple[Row, ...] = (
     Row("TransformerXLAttention", "Transformer-XL (causal)", "qkv", "different", _heads, extra=lambda size: _distances(size, 1)),
     Row("EfficientAttention", "Efficient Attention", "qkv", "approximate", lambda size: {"temperature": size.width**0.25}),
     Row("LinearTransformerAttention", "Linear Transformer", "qkv", "approximate"),
+    Row("FavorAttention", "FAVOR (ReLU)", "qkv", "different"),
+    Row("FavorAttention", "FAVOR (trigonometric, 256 directions)", "qkv", "approximate", lambda size: {"features": "sincos"}),
+    Row("PerformerAttention", "Performer (256 features)", "qkv", "approximate"),
+    Row(
+        "PerformerAttention",
+        "Performer (hyperbolic, 2 x 128 features)",
+        "qkv",
+        "approximate",
+        lambda size: {"features": "hyperbolic", "nb_features": 128},
+    ),
     Row("LinformerAttention", "Linformer (learned, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "linear")),
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
     Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
@@ -104,6 +120,9 @@ ROWS: tuple[Row, ...] = (
     Row("LongformerSelfAttention", "Longformer layer (window 128)", "vectors", "different", lambda size: _layer(size) | {"window": 128}),
     Row("BigBirdSelfAttention", "BigBird layer (blocks of 64)", "vectors", "different", _layer),
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
+    Row("FavorMultiheadAttention", "FAVOR layer (ReLU)", "vectors", "different", _layer),
+    Row("PerformerMultiheadAttention", "Performer layer (256 features)", "vectors", "different", _layer),
+    Row("SlimPerformerLayer", "SLiM Performer layer (causal)", "vectors", "different", _slim),
     Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
     Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(64)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
@@ -135,6 +154,7 @@ REASONS = {
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
+    "SlimPerformer": "is a whole model",
     "DietEncoder": "is a whole model",
     "DietLanguageModel": "is a whole model",
     "MultiScaleTopDown": "is a whole model",

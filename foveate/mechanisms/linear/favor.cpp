@@ -1,0 +1,143 @@
+#include <foveate/attention_formula.h>
+#include <foveate/favor.h>
+
+namespace foveate {
+namespace {
+
+using Function = FavorAttention;
+
+bool of_softmax(FavorFeatures features) { return features != FavorFeatures::generalized; }
+
+/// Rows of W where it is drawn; none for generalized features of x itself.
+optional<int64_t> drawn_features(const Function::Options& o) { return o.nb_features || !of_softmax(o.features) ? o.nb_features : 256; }
+
+void check_options(const char* form, const Function::Options& o) {
+  TORCH_CHECK_VALUE(o.nb_features.value_or(1) > 0, form, ": nb_features must be positive, got ", *o.nb_features);
+  TORCH_CHECK_VALUE(o.numerical_stabilizer.value_or(0) >= 0, form, ": numerical_stabilizer must not be negative, got ", *o.numerical_stabilizer);
+  TORCH_CHECK_VALUE(o.renormalize || !of_softmax(o.features) || o.stabilizer != layers::Stabilizer::running, form,
+                    ": renormalize=False needs the stabilizer sequence or none: the running maximum cancels in the division alone");
+}
+
+layers::Drawn draw(const Function::Options& o, int64_t dim, const at::TensorOptions& options) {
+  layers::Drawn drawn;
+  const auto m = drawn_features(o);
+  if (m) drawn.projection = layers::draw_projection({.features = *m, .dim = dim, .orthogonal = o.orthogonal, .row_norm = o.row_norm}, options);
+  if (o.features == FavorFeatures::cos_phase) drawn.phase = layers::draw_phase(*m, options);
+  return drawn;
+}
+
+layers::Features features(const Function::Options& o, const Tensor& x, const layers::Drawn& drawn) {
+  const auto& W = drawn.projection;
+  const auto width = static_cast<double>(plain_extent(x, -1));
+  double scale = o.normalize_data.value_or(of_softmax(o.features)) ? std::pow(width, -0.25) : 1;
+  if (o.divide_by_root && W && !of_softmax(o.features)) scale /= std::sqrt(static_cast<double>(plain_extent(*W, 0)));
+  const Tensor scaled = scale == 1 ? x : x * scale;
+  switch (o.features) {
+    case FavorFeatures::generalized: return layers::generalized_features(scaled, W, o.kernel_fn, o.kernel_epsilon);
+    case FavorFeatures::sincos: return layers::sincos_features(scaled, *W);
+    case FavorFeatures::cos_phase: return layers::cos_phase_features(scaled, *W, *drawn.phase);
+  }
+  TORCH_CHECK(false, "favor_attention: unknown features");
+}
+
+std::pair<Tensor, layers::FeatureSums> attend(const Function::Options& o, const Function::Inputs& in, const layers::FeatureSums& past = {}) {
+  const auto type = in.q.scalar_type(), wide = ops::accumulation_type(type);
+  layers::Drawn drawn{.projection = in.projection, .phase = in.phase};
+  if ((drawn_features(o) && !drawn.projection) || (o.features == FavorFeatures::cos_phase && !drawn.phase)) {
+    auto fresh = draw(o, plain_extent(in.q, -1), in.q.options());
+    if (!drawn.projection) drawn.projection = std::move(fresh.projection);
+    if (!drawn.phase) drawn.phase = std::move(fresh.phase);
+  }
+  for (auto* tensor : {&drawn.projection, &drawn.phase}) {
+    if (*tensor) *tensor = (*tensor)->to(wide);
+  }
+  const auto q = features(o, in.q.to(wide), drawn), k = features(o, in.k.to(wide), drawn);
+  const layers::FeatureAttention how{.causal = o.causal,
+                                     .key_mask = in.key_mask,
+                                     .normalizer = o.renormalize ? ops::Normalizer::guard : ops::Normalizer::none,
+                                     .eps = o.numerical_stabilizer.value_or(of_softmax(o.features) ? 1e-6 : 0)};
+  if (o.stabilizer == layers::Stabilizer::running || !of_softmax(o.features)) {
+    auto [out, sums] = layers::running_attention(of_softmax(o.features) ? q.body : layers::below(q, {}), k, in.v.to(wide), how, past);
+    return {out.to(type), std::move(sums)};
+  }
+  const auto hidden = in.key_mask ? optional(in.key_mask->logical_not().unsqueeze(1).unsqueeze(-1)) : std::nullopt;
+  const bool whole = o.stabilizer == layers::Stabilizer::sequence;
+  const Tensor phi_q = layers::below(q, whole ? layers::greatest(q.level) : Tensor());
+  const Tensor phi_k = layers::below(k, whole ? layers::greatest(k.level, hidden) : Tensor(), hidden);
+  const auto sums = ops::linear_attention(phi_q, phi_k, in.v.to(wide),
+                                          {.causal = how.causal, .key_mask = how.key_mask, .normalizer = how.normalizer, .eps = how.eps});
+  return {sums.out.to(type), {}};
+}
+
+void check_step(const char* form, const Function::Options& o) {
+  TORCH_CHECK_VALUE(o.causal, form, "_step: causal must be True for the form to stream, got False");
+  TORCH_CHECK_VALUE(!of_softmax(o.features) || o.stabilizer == layers::Stabilizer::running, form,
+                    "_step: stabilizer must be running for the form to stream, got ",
+                    names<layers::Stabilizer>[static_cast<std::size_t>(o.stabilizer)]);
+}
+
+Function::Options of_layer(const FavorMultiheadAttention::Options& o) {
+  return {.features = o.features,
+          .kernel_fn = o.kernel_fn,
+          .kernel_epsilon = o.kernel_epsilon,
+          .nb_features = o.nb_features,
+          .orthogonal = o.orthogonal,
+          .row_norm = o.row_norm,
+          .divide_by_root = o.divide_by_root,
+          .normalize_data = o.normalize_data,
+          .stabilizer = o.stabilizer,
+          .causal = o.causal,
+          .numerical_stabilizer = o.numerical_stabilizer};
+}
+
+layers::Heads heads(const FavorMultiheadAttention::Parameters& p) { return {.query = p.query, .key = p.key, .value = p.value, .out = p.out}; }
+
+std::pair<Tensor, layers::FeatureSums> attend(const FavorMultiheadAttention::Options& o, const FavorMultiheadAttention::Parameters& p,
+                                              const FavorMultiheadAttention::Inputs& in, const layers::FeatureSums& past = {}) {
+  const auto [q, k, v] = heads(p).project(in.x, in.context.value_or(in.x), o.num_heads);
+  auto [out, sums] =
+      attend(of_layer(o), {.q = q, .k = k, .v = v, .key_mask = in.key_mask, .projection = p.drawn.projection, .phase = p.drawn.phase}, past);
+  return {heads(p).join(out), std::move(sums)};
+}
+
+}  // namespace
+
+void FavorAttention::check(const Options& o) { check_options("favor_attention", o); }
+
+Tensor FavorAttention::forward(const Options& o, const Parameters&, const Inputs& in) { return attend(o, in).first; }
+
+std::pair<Tensor, FavorAttention::State> FavorAttention::step(const Options& o, const Parameters&, const Inputs& in, State&& past) {
+  check_step("favor_attention", o);
+  TORCH_CHECK_VALUE(in.projection || !drawn_features(o), "favor_attention_step: projection must be given: one draw serves a whole sequence");
+  TORCH_CHECK_VALUE(in.phase || o.features != FavorFeatures::cos_phase,
+                    "favor_attention_step: phase must be given: one draw serves a whole sequence");
+  return attend(o, in, past);
+}
+
+FOVEATE_MECHANISM(FavorAttention)
+
+void FavorMultiheadAttention::check(const Options& o) {
+  TORCH_CHECK_VALUE(o.embed_dim > 0, "favor_multihead_attention: embed_dim must be positive, got ", o.embed_dim);
+  TORCH_CHECK_VALUE(o.num_heads > 0 && (o.head_dim || o.embed_dim % o.num_heads == 0),
+                    "favor_multihead_attention: num_heads must divide embed_dim unless head_dim is given, got ", o.num_heads, " and ", o.embed_dim);
+  TORCH_CHECK_VALUE(o.head_dim.value_or(1) > 0, "favor_multihead_attention: head_dim must be positive, got ", *o.head_dim);
+  check_options("favor_multihead_attention", of_layer(o));
+}
+
+FavorMultiheadAttention::Parameters FavorMultiheadAttention::init(const Options& o) {
+  const int64_t width = o.head_dim.value_or(o.embed_dim / o.num_heads), inner = o.num_heads * width;
+  auto made = layers::Heads::init({.width = o.embed_dim, .context_width = o.context_dim, .keys = inner, .values = inner, .bias = o.bias});
+  return {.query = made.query, .key = made.key, .value = made.value, .out = made.out, .drawn = draw(of_layer(o), width, made.query.weight.options())};
+}
+
+Tensor FavorMultiheadAttention::forward(const Options& o, const Parameters& p, const Inputs& in) { return attend(o, p, in).first; }
+
+std::pair<Tensor, FavorMultiheadAttention::State> FavorMultiheadAttention::step(const Options& o, const Parameters& p, const Inputs& in,
+                                                                                State&& past) {
+  check_step("favor_multihead_attention", of_layer(o));
+  return attend(o, p, in, past);
+}
+
+FOVEATE_MECHANISM(FavorMultiheadAttention)
+
+}  // namespace foveate

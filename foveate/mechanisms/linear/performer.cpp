@@ -1,0 +1,145 @@
+#include <foveate/attention_formula.h>
+#include <foveate/performer.h>
+
+namespace foveate {
+namespace {
+
+using Function = PerformerAttention;
+using layers::Stabilizer;
+
+void check_options(const char* form, const Function::Options& o) {
+  const bool running = o.stabilizer == Stabilizer::running;
+  TORCH_CHECK_VALUE(o.nb_features > 0, form, ": nb_features must be positive, got ", o.nb_features);
+  TORCH_CHECK_VALUE(o.scale.value_or(1) > 0, form, ": scale must be positive, got ", *o.scale);
+  TORCH_CHECK_VALUE(o.eps >= 0, form, ": eps must not be negative, got ", o.eps);
+  TORCH_CHECK_VALUE(o.denominator_eps >= 0, form, ": denominator_eps must not be negative, got ", o.denominator_eps);
+  TORCH_CHECK_VALUE(o.renormalize || !running, form,
+                    ": renormalize=False needs the stabilizer sequence or none: the running maximum cancels in the division alone");
+  TORCH_CHECK_VALUE(o.denominator != PerformerDenominator::add_to_keys || !running, form,
+                    ": denominator add_to_keys needs the stabilizer sequence or none: it counts every key under one maximum");
+}
+
+Tensor draw(const Function::Options& o, int64_t dim, const at::TensorOptions& options) {
+  return layers::draw_projection({.features = o.nb_features, .dim = dim, .orthogonal = o.orthogonal, .row_norm = o.row_norm}, options);
+}
+
+layers::Features features(const Function::Options& o, const Tensor& x, const Tensor& W) {
+  const Tensor scaled = x * std::sqrt(o.scale.value_or(default_scale(x)));
+  return o.features == PerformerFeatures::positive ? layers::positive_features(scaled, W, o.eps) : layers::hyperbolic_features(scaled, W, o.eps);
+}
+
+/// The published forms, with one maximum or none for the whole sequence, which is differentiated through.
+Tensor attend_whole(const Function::Options& o, const layers::Features& q, const layers::Features& k, const Tensor& v,
+                    const optional<Tensor>& key_mask) {
+  const auto hidden = key_mask ? optional(key_mask->logical_not().unsqueeze(1).unsqueeze(-1)) : std::nullopt;  // [B,1,M,1]
+  Tensor top_q, top_k;
+  if (o.stabilizer == Stabilizer::sequence) {
+    top_q = o.features == PerformerFeatures::positive ? q.level : layers::greatest(q.level);  // positive: each query has its own
+    top_k = layers::greatest(k.level, hidden);
+  }
+  const Tensor phi_q = layers::below(q, top_q);
+  const Tensor phi_k = layers::below(k, top_k, hidden);
+  const auto F = static_cast<double>(plain_extent(phi_k, -1));
+  ops::LinearAttention how{.causal = o.causal, .key_mask = key_mask, .normalizer = ops::Normalizer::guard, .eps = o.denominator_eps};
+  if (!o.renormalize) how.normalizer = ops::Normalizer::none;
+  else if (o.denominator == PerformerDenominator::add) how.normalizer = ops::Normalizer::add;
+  else if (o.denominator == PerformerDenominator::add_to_keys) {  // the 1/sqrt(F) of the keys is on the queries, so that the sums are sqrt(F) larger
+    const Size B = extent(phi_k, 0), H = extent(phi_k, 1);
+    how.eps = 0;
+    how.state = {.S = phi_k.new_zeros_symint({B, H, plain_extent(phi_k, -1), extent(v, 3)}),
+                 .z = phi_k.new_full_symint({B, H, plain_extent(phi_k, -1)}, o.denominator_eps * std::sqrt(F))};
+  }
+  return ops::linear_attention(phi_q / F, phi_k, v, how).out;  // 1/sqrt(F) for queries and for keys
+}
+
+std::pair<Tensor, layers::FeatureSums> attend(const Function::Options& o, const Function::Inputs& in, const layers::FeatureSums& past = {}) {
+  const auto type = in.q.scalar_type(), wide = ops::accumulation_type(type);
+  const Tensor W = (in.projection ? *in.projection : draw(o, plain_extent(in.q, -1), in.q.options())).to(wide);
+  const auto q = features(o, in.q.to(wide), W), k = features(o, in.k.to(wide), W);
+  const Tensor v = in.v.to(wide);
+  if (o.stabilizer != Stabilizer::running) return {attend_whole(o, q, k, v, in.key_mask).to(type), {}};
+  // Each query is under its own maximum, which cancels as that of the keys does, and 1/sqrt(F) with them.
+  const Tensor phi_q = layers::below(q, q.exponent.detach().amax(-1, /*keepdim=*/true));
+  auto [out, sums] =
+      layers::running_attention(phi_q, k, v,
+                                {.causal = o.causal,
+                                 .key_mask = in.key_mask,
+                                 .normalizer = o.denominator == PerformerDenominator::add ? ops::Normalizer::add : ops::Normalizer::guard,
+                                 .eps = o.denominator_eps},
+                                past);
+  return {out.to(type), std::move(sums)};
+}
+
+void check_step(const char* form, const Function::Options& o) {
+  TORCH_CHECK_VALUE(o.causal, form, "_step: causal must be True for the form to stream, got False");
+  TORCH_CHECK_VALUE(o.stabilizer == Stabilizer::running, form, "_step: stabilizer must be running for the form to stream, got ",
+                    names<Stabilizer>[static_cast<std::size_t>(o.stabilizer)]);
+}
+
+Function::Options of_layer(const PerformerMultiheadAttention::Options& o) {
+  return {.features = o.features,
+          .nb_features = o.nb_features,
+          .orthogonal = o.orthogonal,
+          .row_norm = o.row_norm,
+          .scale = o.scale,
+          .stabilizer = o.stabilizer,
+          .eps = o.eps,
+          .causal = o.causal,
+          .denominator = o.denominator,
+          .denominator_eps = o.denominator_eps};
+}
+
+layers::Heads heads(const PerformerMultiheadAttention::Parameters& p) { return {.query = p.query, .key = p.key, .value = p.value, .out = p.out}; }
+
+std::pair<Tensor, layers::FeatureSums> attend(const PerformerMultiheadAttention::Options& o, const PerformerMultiheadAttention::Parameters& p,
+                                              const PerformerMultiheadAttention::Inputs& in, const layers::FeatureSums& past = {}) {
+  const auto [q, k, v] = heads(p).project(in.x, in.context.value_or(in.x), o.num_heads);
+  auto [out, sums] = attend(of_layer(o), {.q = q, .k = k, .v = v, .key_mask = in.key_mask, .projection = p.drawn.projection}, past);
+  return {heads(p).join(out), std::move(sums)};
+}
+
+}  // namespace
+
+void PerformerAttention::check(const Options& o) { check_options("performer_attention", o); }
+
+Tensor PerformerAttention::forward(const Options& o, const Parameters&, const Inputs& in) { return attend(o, in).first; }
+
+std::pair<Tensor, PerformerAttention::State> PerformerAttention::step(const Options& o, const Parameters&, const Inputs& in, State&& past) {
+  check_step("performer_attention", o);
+  TORCH_CHECK_VALUE(in.projection, "performer_attention_step: projection must be given: one draw serves a whole sequence");
+  return attend(o, in, past);
+}
+
+FOVEATE_MECHANISM(PerformerAttention)
+
+void PerformerMultiheadAttention::check(const Options& o) {
+  TORCH_CHECK_VALUE(o.embed_dim > 0, "performer_multihead_attention: embed_dim must be positive, got ", o.embed_dim);
+  TORCH_CHECK_VALUE(o.num_heads > 0 && (o.head_dim || o.embed_dim % o.num_heads == 0),
+                    "performer_multihead_attention: num_heads must divide embed_dim unless head_dim is given, got ", o.num_heads, " and ",
+                    o.embed_dim);
+  TORCH_CHECK_VALUE(o.head_dim.value_or(1) > 0, "performer_multihead_attention: head_dim must be positive, got ", *o.head_dim);
+  check_options("performer_multihead_attention", of_layer(o));
+}
+
+PerformerMultiheadAttention::Parameters PerformerMultiheadAttention::init(const Options& o) {
+  const int64_t width = o.head_dim.value_or(o.embed_dim / o.num_heads), inner = o.num_heads * width;
+  auto made = layers::Heads::init(
+      {.width = o.embed_dim, .context_width = o.context_dim, .keys = inner, .values = inner, .bias = o.bias, .out_bias = o.out_bias});
+  return {.query = made.query,
+          .key = made.key,
+          .value = made.value,
+          .out = made.out,
+          .drawn = {.projection = draw(of_layer(o), width, made.query.weight.options())}};
+}
+
+Tensor PerformerMultiheadAttention::forward(const Options& o, const Parameters& p, const Inputs& in) { return attend(o, p, in).first; }
+
+std::pair<Tensor, PerformerMultiheadAttention::State> PerformerMultiheadAttention::step(const Options& o, const Parameters& p, const Inputs& in,
+                                                                                        State&& past) {
+  check_step("performer_multihead_attention", of_layer(o));
+  return attend(o, p, in, past);
+}
+
+FOVEATE_MECHANISM(PerformerMultiheadAttention)
+
+}  // namespace foveate
