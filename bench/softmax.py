@@ -11,48 +11,17 @@ memory, the share is of the speed at which a sum reads it.
 import argparse
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from contest import D, H, Row, backward, heads, run
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 import foveate
 from foveate import patterns
-from foveate.compare.measure import Call, interleaved_times
 
-H, D = 8, 64
 PAIR = 4.0 * H * D  # operations of the forward for each query and key that meet
-
-
-@dataclass
-class Row:
-    """A figure: the peer's call and ours, how much useful work they do, and what limits them."""
-
-    name: str
-    peer: Call | None
-    ours: Call
-    work: float  # floating-point operations, or bytes
-    limit: str = "gemm"  # or "read"
-
-
-def heads(N: int, dtype: torch.dtype, H: int = H, grad: bool = False) -> list[Tensor]:
-    return [torch.randn(1, H, N, D, dtype=dtype, requires_grad=grad) for _ in range(3)]
-
-
-def backward(attend: Callable[..., Tensor], inputs: list[Tensor], forward_too: bool = False) -> Call:
-    """The gradients of all inputs; alone, or with the forward."""
-    if forward_too:
-        weights = torch.randn_like(inputs[0])
-        return lambda: torch.autograd.grad(attend(*inputs), inputs, weights)
-    out = attend(*inputs)
-    weights = torch.randn_like(out)
-    return lambda: torch.autograd.grad(out, inputs, weights, retain_graph=True)
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
@@ -138,7 +107,7 @@ def relative(dtype: torch.dtype) -> Iterator[Row]:
     published = partial(with_relative_rows, rows=table)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.ops.foveate._attention(q, k, v, "", [], rows=table, origin=N - 1, scale=D**-0.5)[0]  # type: ignore[no-any-return]
+        return torch.ops.foveate._attention(q, k, v, [], rows=table, origin=N - 1, scale=D**-0.5)[0]  # type: ignore[no-any-return]
 
     x, y = heads(N, dtype), heads(N, dtype, grad=True)
     work = PAIR * N * N
@@ -155,40 +124,13 @@ def decoding(dtype: torch.dtype) -> Iterator[Row]:
     yield Row(f"decode 8 over 2 heads M={M}", exact, partial(foveate.attention, q, k, v), 2.0 * M * Hk * D * k.element_size(), "read")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16", "float64"])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="rows whose name holds this")
-    parser.add_argument("--flex", action="store_true", help="compile FlexAttention, too (minutes)")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
-    dtype = getattr(torch, given.dtype)
-    a, b = torch.randn(2, 1024, 1024)
-    stream = torch.randn(1 << 25)  # 128 MiB
-    limits: dict[str, tuple[Call, float]] = {
-        "gemm": (lambda: a @ b, 2.0 * 1024**3),
-        "read": (stream.sum, 4.0 * stream.numel()),
-    }
-    table = Table(title=f"{torch.backends.cpu.get_cpu_capability()}, {given.threads} threads, {given.dtype}, B=1 H={H} D={D}")
-    for column in ("figure", "peer ms", "foveate ms", "times faster", "peer's share", "our share"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
-    console = Console()
-    groups = (dense(dtype), windows(dtype, given.flex), blocks(dtype, given.flex), relative(dtype), decoding(dtype))
-    chosen = [row for row in chain(*groups) if given.only in row.name]
-    for row in track(chosen, description="measuring", console=Console(stderr=True)):
-        limit, amount = limits[row.limit]
-        calls = {"limit": limit, "ours": row.ours} | ({"peer": row.peer} if row.peer else {})
-        times = interleaved_times(calls, "ours", given.rounds, seed=0)
-        speed = amount / times["limit"].median_ms
-        share = lambda name: f"{100 * row.work / times[name].median_ms / speed:.0f} %"  # noqa: B023, E731
-        peer = times.get("peer")
-        table.add_row(row.name, f"{peer.median_ms:.2f}" if peer else "-", f"{times['ours'].median_ms:.2f}",
-                      f"{peer.ratio:.2f}" if peer and peer.ratio else "-", share("peer") if peer else "-", share("ours"))  # fmt: skip
-    console.print(table)
+def rows(dtype: torch.dtype, given: argparse.Namespace) -> Iterator[Row]:
+    yield from dense(dtype)
+    yield from windows(dtype, given.flex)
+    yield from blocks(dtype, given.flex)
+    yield from relative(dtype)
+    yield from decoding(dtype)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, rows, ("--flex", "compile FlexAttention, too (minutes)"))

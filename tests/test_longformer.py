@@ -115,3 +115,26 @@ def test_global_tokens_are_named_in_one_way() -> None:
         foveate.longformer_attention(q, k, v, window_kind="chunks", dilation=[2])
     with pytest.raises(ValueError, match="causal must be True"):
         foveate.longformer_attention_step(q, k, v)
+
+
+@pytest.mark.parametrize("options", [{}, {"global_tokens": 3}, {"max_globals": 2}], ids=["local", "prefix", "marked"])
+def test_dropped_weights_average_to_those_kept(options: dict[str, Any]) -> None:
+    """Over many seeds the mean of the results is the result without dropout; one seed gives one result."""
+    q, k, v = qkv()
+    given = {"global_mask": marked([0, 7], [11], [])} if "max_globals" in options else {}
+    whole = foveate.longformer_attention(q, k, v, window=5, **given, **options)
+
+    def dropped(seed: int) -> Tensor:
+        return foveate.longformer_attention(q, k, v, window=5, dropout=0.3, dropout_seed=torch.tensor(seed), **given, **options)  # type: ignore[no-any-return]
+
+    assert torch.equal(dropped(1), dropped(1))
+    assert not torch.equal(dropped(1), dropped(2))
+    mean = torch.stack([dropped(seed) for seed in range(600)]).mean(0)
+    assert (mean - whole).norm() < 0.06 * whole.norm()
+
+
+def test_the_layer_drops_in_training_only() -> None:
+    layer = foveate.nn.LongformerSelfAttention(embed_dim=8, num_heads=2, window=3, dropout=0.5)
+    x = torch.randn(1, 20, 8)
+    assert not torch.equal(layer(x), layer(x))
+    assert torch.equal(layer.eval()(x), layer(x))

@@ -20,8 +20,8 @@ static_assert(chunk == turned_rows);
 
 /// Keys [first, first + height) of one key head, and the queries that stand at the same places.
 struct Place {
-  long b, hk, first, height;
-  long query, queries, row;  // queries [query, query + queries), of which the first stands at row `row` of the chunk
+  long b, hk, first, height;  // height 0: queries before or behind all keys
+  long query, queries, row;   // queries [query, query + queries), of which the first stands at row `row` of the chunk
 };
 
 /// The chunk that begins at key `first`, which may lie behind all keys.
@@ -42,14 +42,14 @@ template <class scalar> long early_of(const Linear<scalar>& a) { return clamped(
 /// What one task works in.
 template <class scalar> struct Desk {
   long deep, wide;
-  scalar *T, *T_across;               // [F,wide], [Dv+1,deep]
-  scalar *q, *k, *k_across;           // [C,deep], [C,deep], [F,C]
-  scalar *v, *v_across;               // [C,wide], [Dv+1,C]
-  scalar *n, *d_n;                    // [C,wide]
-  scalar *p, *d_p, *weight;           // [C,C]
-  scalar *d_q, *d_k, *d_v;            // [C,deep], [C,deep], [C,wide]
-  scalar *fade, *before, *left;       // [C]: g_r, c_r, l_r
-  scalar *z, *along;                  // [F], [M + 1]
+  scalar *T, *T_across;          // [F,wide], [Dv+1,deep]
+  scalar *q, *k, *k_across;      // [C,deep], [C,deep], [F,C]
+  scalar *v, *v_across;          // [C,wide], [Dv+1,C]
+  scalar* n;                     // [C,wide]
+  scalar *p, *d_p, *weight;      // [C,C]
+  scalar *d_q, *d_k, *d_v;       // [C,deep], [C,deep], [C,wide]
+  scalar *fade, *before, *left;  // [C]: g_r, c_r, l_r
+  scalar *z, *along;             // [F], [M + 1]
 
   Desk(const Linear<scalar>& a, Room<scalar>& room, bool backward) : deep(round_up<scalar>(a.F)), wide(round_up<scalar>(a.Dv + 1)) {
     const auto take = [&](bool needed, long count) { return room.take(needed ? count : 0); };
@@ -61,7 +61,6 @@ template <class scalar> struct Desk {
     v = room.take(chunk * wide);
     v_across = take(backward, (a.Dv + 1) * chunk);
     n = room.take(chunk * wide);
-    d_n = take(backward, chunk * wide);
     p = room.take(chunk * chunk);
     d_p = take(backward, chunk * chunk);
     weight = take(a.log_decay != nullptr, chunk * chunk);
@@ -163,10 +162,6 @@ template <class scalar> void along_queries(const Place& at, const scalar* s, con
   }
 }
 
-template <class scalar> void clear(scalar* x, long count) {
-  for (long i = 0; i < count; ++i) x[i] = 0;
-}
-
 /// d(z) and its derivative. Where d would be 0 it is 1.
 template <class scalar> struct Divided {
   scalar value, slope;
@@ -184,20 +179,20 @@ template <class scalar> Divided<scalar> divide(const Linear<scalar>& a, scalar z
   return d.value == 0 ? Divided<scalar>{1, 0} : d;
 }
 
-/// Calls f(h, first row in [B,H,N]) for each query head of the key head, its queries in desk.q.
+/// Calls f(first row in [B,H,N]) for each query head of the key head, its queries in desk.q.
 template <class scalar, class F> void for_each_head(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, const F& f) {
   const long group = a.H / a.Hk;
   for (long h = at.hk * group; at.queries && h < (at.hk + 1) * group; ++h) {
     copy_rows(a.q, at.b, h, at.query, at.queries, a.F, scalar{1}, desk.q, desk.deep);
-    f(h, (at.b * a.H + h) * a.N + at.query);
+    f((at.b * a.H + h) * a.N + at.query);
   }
 }
 
-/// The queries of a chunk, or those before or behind all keys, where `keys` is false.
-template <class scalar> void answer(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, bool keys) {
-  for_each_head(a, at, desk, [&](long, long first) {
+/// out of the queries of a place.
+template <class scalar> void answer(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk) {
+  for_each_head(a, at, desk, [&](long first) {
     gemm<false>(at.queries, desk.wide, a.F, Left<scalar>{desk.q, desk.deep, 1}, Right<scalar>{desk.T, desk.wide}, desk.n, desk.wide);
-    if (keys) {
+    if (at.height > 0) {
       if (a.log_decay) scale_rows(desk.n, desk.before + at.row, at.queries, desk.wide);
       meet(a, at, desk, desk.q, desk.deep, a.F, desk.k_across, desk.p);
       along_keys(at, desk.p, desk.v, desk.wide, desk.n);
@@ -223,15 +218,12 @@ template <class scalar> void forward(const Linear<scalar>& a, long begin, long e
   for (long head = begin; head < end; ++head) {
     const long b = head / a.Hk, hk = head % a.Hk;
     load_sums(a, a.S, a.z, head, desk.wide, desk.T);
-    for_each_early(a, b, hk, [&](const Place& at) { answer(a, at, desk, false); });
+    for_each_early(a, b, hk, [&](const Place& at) { answer(a, at, desk); });
     for (long c = 0; c < chunks_of(a); ++c) {
       const Place at = place_of(a, b, hk, c * chunk);
-      if (at.height == 0) {
-        answer(a, at, desk, false);
-        continue;
-      }
-      const scalar all = load_keys(a, at, desk, false);
-      answer(a, at, desk, true);
+      const scalar all = at.height > 0 ? load_keys(a, at, desk, false) : 1;
+      answer(a, at, desk);
+      if (at.height == 0) continue;
       if (a.log_decay) {
         for (long i = 0; i < a.F * desk.wide; ++i) desk.T[i] *= all;
         scale_rows(desk.k, desk.left, chunk, desk.deep);
@@ -243,9 +235,9 @@ template <class scalar> void forward(const Linear<scalar>& a, long begin, long e
 }
 
 /// Forwards: d_sums of every query, and d_q. T_across holds the sums before the chunk, desk.z the running sum of keys.
-template <class scalar> void queries_backward(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, bool keys) {
+template <class scalar> void queries_backward(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk) {
   const long deep = desk.deep, wide = desk.wide;
-  // q . z of each query: keys are added to z row by row, for all heads at once, so z is walked once and the products are kept in n.
+  // z grows by one key a row, for all query heads at once.
   const long group = a.H / a.Hk, h0 = at.hk * group;
   const auto products = [&](long r) {  // of query r of the chunk with z as it stands
     for (long g = 0; g < group; ++g) {
@@ -268,17 +260,17 @@ template <class scalar> void queries_backward(const Linear<scalar>& a, const Pla
       for (long e = a.Dv + 1; e < wide; ++e) to[e] = 0;
     }
   };
-  for (long r = 0; keys && r < chunk; ++r) {
+  for (long r = 0; at.height > 0 && r < chunk; ++r) {
     const scalar g = a.log_decay ? desk.fade[r] : 1;
     for (long f = 0; f < a.F; ++f) desk.z[f] = g * desk.z[f] + desk.k[r * deep + f];
     if (r >= at.row && r < at.row + at.queries) products(r - at.row);
   }
-  for (long r = 0; !keys && r < at.queries; ++r) products(r);
+  for (long r = 0; at.height == 0 && r < at.queries; ++r) products(r);
 
-  for_each_head(a, at, desk, [&](long, long first) {
+  for_each_head(a, at, desk, [&](long first) {
     const scalar* d_n = a.d_sums + first * wide;
     gemm<false>(at.queries, deep, a.Dv + 1, Left<scalar>{d_n, wide, 1}, Right<scalar>{desk.T_across, deep}, desk.d_q, deep);
-    if (keys) {
+    if (at.height > 0) {
       if (a.log_decay) scale_rows(desk.d_q, desk.before + at.row, at.queries, deep);
       meet(a, at, desk, d_n, wide, a.Dv + 1, desk.v_across, desk.d_p);
       along_keys(at, desk.d_p, desk.k, deep, desk.d_q);
@@ -304,7 +296,7 @@ template <class scalar> void keys_backward(const Linear<scalar>& a, const Place&
     scale_rows(desk.d_k, desk.left, chunk, deep);
     scale_rows(desk.d_v, desk.left, chunk, wide);
   }
-  for_each_head(a, at, desk, [&](long, long first) {
+  for_each_head(a, at, desk, [&](long first) {
     const scalar* d_n = a.d_sums + first * wide;
     meet(a, at, desk, desk.q, deep, a.F, desk.k_across, desk.p);
     meet(a, at, desk, d_n, wide, a.Dv + 1, desk.v_across, desk.d_p);
@@ -325,15 +317,16 @@ template <class scalar> void keys_backward(const Linear<scalar>& a, const Place&
 }
 
 /// The queries of a chunk, to the gradient of the sums before it: T <- c_C T + (c q)^T d_sums.
-template <class scalar> void sums_backward(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, bool keys, scalar all) {
+template <class scalar> void sums_backward(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, scalar all) {
   const long deep = desk.deep, wide = desk.wide;
-  if (keys && a.log_decay) {
+  const bool fades = at.height > 0 && a.log_decay;
+  if (fades) {
     for (long i = 0; i < a.F * wide; ++i) desk.T[i] *= all;
     for (long i = 0; i < (a.Dv + 1) * deep; ++i) desk.T_across[i] *= all;
   }
-  for_each_head(a, at, desk, [&](long, long first) {
+  for_each_head(a, at, desk, [&](long first) {
     const scalar* d_n = a.d_sums + first * wide;
-    if (keys && a.log_decay) scale_rows(desk.q, desk.before + at.row, at.queries, deep);
+    if (fades) scale_rows(desk.q, desk.before + at.row, at.queries, deep);
     gemm<true>(a.F, wide, at.queries, Left<scalar>{desk.q, 1, deep}, Right<scalar>{d_n, wide}, desk.T, wide);
     gemm<true>(a.Dv + 1, deep, at.queries, Left<scalar>{d_n, 1, wide}, Right<scalar>{desk.q, deep}, desk.T_across, deep);
   });
@@ -351,19 +344,16 @@ template <class scalar> void backward(const Linear<scalar>& a, long begin, long 
   const Desk<scalar> desk(a, room, true);
   for (long head = begin; head < end; ++head) {
     const long b = head / a.Hk, hk = head % a.Hk;
-    if (a.log_decay) clear(desk.along, a.M + 1);
+    for (long j = 0; a.log_decay && j <= a.M; ++j) desk.along[j] = 0;
     load_sums(a, a.S, a.z, head, desk.wide, desk.T);
     turn_sums(a, desk);
     for (long f = 0; f < desk.deep; ++f) desk.z[f] = a.z && f < a.F ? a.z[head * a.F + f] : 0;
-    for_each_early(a, b, hk, [&](const Place& at) { queries_backward(a, at, desk, false); });
+    for_each_early(a, b, hk, [&](const Place& at) { queries_backward(a, at, desk); });
     for (long c = 0; c < chunks_of(a); ++c) {
       const Place at = place_of(a, b, hk, c * chunk);
-      if (at.height == 0) {
-        queries_backward(a, at, desk, false);
-        continue;
-      }
-      const scalar all = load_keys(a, at, desk, true);
-      queries_backward(a, at, desk, true);
+      const scalar all = at.height > 0 ? load_keys(a, at, desk, true) : 1;
+      queries_backward(a, at, desk);
+      if (at.height == 0) continue;
       if (a.log_decay) {
         for (long i = 0; i < (a.Dv + 1) * desk.deep; ++i) desk.T_across[i] *= all;
         scale_rows(desk.k, desk.left, chunk, desk.deep);
@@ -381,11 +371,11 @@ template <class scalar> void backward(const Linear<scalar>& a, long begin, long 
     }
     for (long c = chunks_of(a) - 1; c >= 0; --c) {
       const Place at = place_of(a, b, hk, c * chunk);
-      const scalar all = at.height ? load_keys(a, at, desk, true) : 1;
-      if (at.height) keys_backward(a, at, desk);
-      sums_backward(a, at, desk, at.height > 0, all);
+      const scalar all = at.height > 0 ? load_keys(a, at, desk, true) : 1;
+      if (at.height > 0) keys_backward(a, at, desk);
+      sums_backward(a, at, desk, all);
     }
-    for_each_early(a, b, hk, [&](const Place& at) { sums_backward(a, at, desk, false, scalar{1}); });
+    for_each_early(a, b, hk, [&](const Place& at) { sums_backward(a, at, desk, scalar{1}); });
     store_sums(a, desk.T, head, desk.wide, a.d_S, a.d_z);
     if (!a.d_log_decay) continue;
     scalar behind = desk.along[a.M];

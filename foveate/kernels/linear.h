@@ -19,15 +19,15 @@ template <class scalar> struct Linear {
   Divisor divisor;
   scalar eps;
 
-  scalar* out;       // [B,H,N,Dv]
+  scalar* out;                // [B,H,N,Dv]
   scalar *S_after, *z_after;  // like S and z
 
   // Backward: out is that of the forward, and so are the sums after all keys.
-  Rows d_out;                            // [B,H,N,Dv]
-  const scalar *d_S_after, *d_z_after;   // like S and z; may be null
-  scalar *d_q, *d_k, *d_v, *d_S, *d_z;   // [B,H,N,F], [B,Hk,M,F], [B,Hk,M,Dv], like S, like z
-  scalar* d_log_decay;                   // [B,Hk,M]; may be null
-  scalar* d_sums;                        // [B,H,N,Dv + 1 rounded up]: scratch, gradients of q S and q . z
+  Rows d_out;                           // [B,H,N,Dv]
+  const scalar *d_S_after, *d_z_after;  // like S and z; may be null
+  scalar *d_q, *d_k, *d_v, *d_S, *d_z;  // [B,H,N,F], [B,Hk,M,F], [B,Hk,M,Dv], like S, like z
+  scalar* d_log_decay;                  // [B,Hk,M]; may be null
+  scalar* d_sums;                       // [B,H,N,Dv + 1 rounded up]: scratch, gradients of q S and q . z
 };
 
 }  // namespace foveate::kernels

@@ -167,12 +167,14 @@ template <class scalar> void pack(const Softmax<scalar>& a, long begin, long end
   for (long t = begin; t < end; ++t) {
     const long b = t / tiles / a.Hk, h = t / tiles % a.Hk, first = t % tiles * key_tile, height = least(key_tile, a.M - first);
     copy_across(a.k, b, h, first, height, a.D, a.keys_across + t * a.D * key_tile);
-    copy_rows(a.v, b, h, first, height, a.Dv, scalar{1}, a.values + t * key_tile * wide, wide);
-    for (long i = height * wide; i < key_tile * wide; ++i) a.values[t * key_tile * wide + i] = 0;  // 0 times a NaN would be a NaN
+    const auto copy_whole = [&](const Rows& rows, long width, long padded, scalar* to) {
+      copy_rows(rows, b, h, first, height, width, scalar{1}, to, padded);
+      for (long i = height * padded; i < key_tile * padded; ++i) to[i] = 0;  // 0 times a NaN would be a NaN
+    };
+    if (!a.whole_values) copy_whole(a.v, a.Dv, wide, a.values + t * key_tile * wide);
     if (!a.keys) continue;
     copy_across(a.v, b, h, first, height, a.Dv, a.values_across + t * a.Dv * key_tile);
-    copy_rows(a.k, b, h, first, height, a.D, scalar{1}, a.keys + t * key_tile * deep, deep);
-    for (long i = height * deep; i < key_tile * deep; ++i) a.keys[t * key_tile * deep + i] = 0;
+    if (!a.whole_keys) copy_whole(a.k, a.D, deep, a.keys + t * key_tile * deep);
   }
 }
 

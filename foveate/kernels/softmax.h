@@ -62,11 +62,13 @@ template <class scalar> struct Softmax {
   const unsigned char* masks;   // [masks,mask_height,key_tile], 0 hides
   const unsigned char* chunks;  // [masks,mask_height]: bit c is set where some key of chunk c is seen
 
-  // Filled by pack(): per (b, key head) the tiles of keys transposed [D,key_tile], of values transposed, of both as rows.
+  // Filled by pack(), unless rows lie already as they are wanted (whole_keys, whole_values): per (b, key head) the tiles of keys transposed
+  // [D,key_tile], of values transposed, of both as rows.
   scalar* keys_across;    // [B,Hk,tiles,D,key_tile]
   scalar* values_across;  // [B,Hk,tiles,Dv,key_tile], backward only
   scalar* keys;           // [B,Hk,tiles*key_tile,D rounded up], backward only
   scalar* values;         // [B,Hk,tiles*key_tile,Dv rounded up]
+  bool whole_keys, whole_values;
 
   // Results of the forward, and what the backward starts from. Where few queries meet many keys, the keys are split, and each part has
   // results of its own.

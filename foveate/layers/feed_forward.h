@@ -20,4 +20,5 @@ struct FOVEATE_API FeedForward {
 }  // namespace foveate::layers
 
 namespace foveate {
-  template <> inline constexpr auto names<layers::Activation> = std::array<std::string_view, 4>{"relu", "gelu", "quick_gelu", "gelu_tanh"}; }  // namespace foveate
+template <> inline constexpr auto names<layers::Activation> = std::array<std::string_view, 4>{"relu", "gelu", "quick_gelu", "gelu_tanh"};
+}  // namespace foveate

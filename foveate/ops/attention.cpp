@@ -69,7 +69,8 @@ optional<Tensor> visible_keys(const Tensor& k, const optional<Tensor>& key_mask,
   return key_mask ? within & *key_mask : within;
 }
 
-Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const patterns::Pattern& pattern, const Attention& o) {
+Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const optional<patterns::Pattern>& pattern,
+                        const Attention& o) {
   check_qkv(op, q, k, v);
   check_index(op, "q_index", o.q_index, q);
   check_index(op, "k_index", o.k_index, k);
@@ -99,8 +100,8 @@ Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const 
   auto stack = call("foveate::_attention", AttentionArguments{.q = q,
                                                               .k = k,
                                                               .v = v,
-                                                              .pattern = pattern.expression,
-                                                              .tables = pattern.tables,
+                                                              .tables = pattern ? pattern->tables : std::vector<Tensor>(),
+                                                              .pattern = pattern ? optional(pattern->expression) : std::nullopt,
                                                               .mask = o.mask,
                                                               .key_mask = key_mask,
                                                               .query_mask = o.query_mask,

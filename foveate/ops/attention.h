@@ -55,8 +55,8 @@ FOVEATE_API Attended attention(const Tensor& q, const Tensor& k, const Tensor& v
 /// A seed for dropout, from the global generator.
 FOVEATE_API Tensor draw_seed(const Tensor& like);
 
-/// What attention and sparse_attention share: checks, defaults, the primitive. An empty expression shows every key.
-Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const patterns::Pattern& pattern,
+/// What attention and sparse_attention share: checks, defaults, the primitive. Without a pattern every key is seen.
+Attended attention_over(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const optional<patterns::Pattern>& pattern,
                         const Attention& options);
 
 /// key_mask and key_lengths as one bool [B,M], or nothing where every key takes part.

@@ -8,8 +8,8 @@ namespace foveate::ops {
 
 struct AttentionArguments {
   Tensor q, k, v;              // [B,H,N,D], [B,Hk,M,D], [B,Hk,M,Dv]
-  std::string pattern;         // empty: every key
   std::vector<Tensor> tables;  // of the pattern
+  optional<std::string> pattern;
   optional<Tensor> mask, key_mask, query_mask, bias, slopes, table, rows, row_query, value_rows, dropout_keep, dropout_seed, q_index, k_index;
   Size offset = 0;  // query i stands at key i + offset
   Size origin = 0;
@@ -23,8 +23,8 @@ struct AttentionArguments {
     f("q", q, "queries");
     f("k", k, "keys");
     f("v", v, "values");
-    f("pattern", pattern, "an expression", Role::required);
     f("tables", tables, "of the pattern");
+    f("pattern", pattern, "an expression; absent: every key is seen");
     f("mask", mask, "bool");
     f("key_mask", key_mask, "bool");
     f("query_mask", query_mask, "bool, by place in line");

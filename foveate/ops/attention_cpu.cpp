@@ -45,9 +45,9 @@ template <class scalar> struct Prepared : Alive {
     a.key_rows = k.size(2);
     a.D = q.size(3);
     a.Dv = v.size(3);
-    a.q = in_line(q, c.q_index);
-    a.k = in_line(k, c.k_index);
-    a.v = in_line(v, c.k_index);
+    a.q = in_line("q_index", q, c.q_index);
+    a.k = in_line("k_index", k, c.k_index);
+    a.v = in_line("k_index", v, c.k_index);
     a.scale = static_cast<scalar>(c.scale);
     a.softcap = static_cast<scalar>(c.softcap.value_or(0));
     a.offset = c.offset.expect_int();
@@ -66,7 +66,7 @@ template <class scalar> struct Prepared : Alive {
     if (c.table) a.table = {.length = c.table->size(1), .heads = c.table->size(0), .along = numbers<scalar>(c.table), .across = nullptr};
     if (c.rows) {
       a.rows = by_distance(*exact(c.rows));
-      a.row_query = in_line(kept(last_contiguous(c.row_query.value_or(c.q))), c.q_index);
+      a.row_query = in_line("q_index", kept(last_contiguous(c.row_query.value_or(c.q))), c.q_index);
     }
     if (c.value_rows) a.value_rows = by_distance(*exact(c.value_rows));
     a.keep = plane<const unsigned char>(c.dropout_keep, all);
@@ -77,7 +77,7 @@ template <class scalar> struct Prepared : Alive {
     }
     a.kept_share = static_cast<scalar>(1 / (1 - c.dropout));
     a.splits = 1;
-    if (!c.pattern.empty()) see(pattern_tiles({c.pattern, c.tables}, a.H, a.N, a.M, a.offset));
+    if (c.pattern) see(pattern_tiles({*c.pattern, c.tables}, a.H, a.N, a.M, a.offset));
   }
 
   int64_t key_tiles() const { return tiles_of(a.M, key_tile); }
@@ -89,10 +89,12 @@ template <class scalar> struct Prepared : Alive {
   void pack(bool backward) {
     const int64_t tiles = a.B * a.Hk * key_tiles();
     a.keys_across = room(tiles * a.D * key_tile);
-    a.values = room(tiles * key_tile * wide());
+    a.whole_values = whole_rows(a.v, a.Dv, wide());
+    a.values = a.whole_values ? as_it_lies(a.v) : room(tiles * key_tile * wide());
     if (backward) {
       a.values_across = room(tiles * a.Dv * key_tile);
-      a.keys = room(tiles * key_tile * deep());
+      a.whole_keys = whole_rows(a.k, a.D, deep());
+      a.keys = a.whole_keys ? as_it_lies(a.k) : room(tiles * key_tile * deep());
     }
     at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
   }
@@ -104,15 +106,25 @@ template <class scalar> struct Prepared : Alive {
  private:
   std::shared_ptr<const PatternTiles> pattern_;
 
+  /// Whether rows lie as pack() would put them.
+  bool whole_rows(const kernels::Rows& rows, int64_t width, int64_t padded_width) const {
+    const bool of_our_type = rows.kind == (std::is_same_v<scalar, double> ? kernels::Kind::float64 : kernels::Kind::float32);
+    return of_our_type && !rows.index && width == padded_width && a.M % key_tile == 0 && rows.row == width && rows.head == a.M * width &&
+           (a.B == 1 || rows.batch == a.Hk * rows.head);
+  }
+  static scalar* as_it_lies(const kernels::Rows& rows) { return static_cast<scalar*>(const_cast<void*>(rows.data)); }  // NOLINT: read only
+
   /// Which tiles of keys hold one that takes part: [B,tiles].
   const unsigned char* some_in_tiles(const Tensor& mask) {
     const Tensor whole = at::constant_pad_nd(mask, {0, key_tiles() * key_tile - a.M}, false);
     return static_cast<const unsigned char*>(kept(whole.view({a.B, key_tiles(), key_tile}).any(2)).const_data_ptr());
   }
 
-  kernels::Rows in_line(const Tensor& t, const optional<Tensor>& index) {
+  kernels::Rows in_line(const char* name, const Tensor& t, const optional<Tensor>& index) {
     kernels::Rows found = rows(t);
     if (!index) return found;
+    const auto largest = index->max().item<int64_t>();
+    TORCH_CHECK_INDEX(largest < t.size(2), "attention: ", name, " must name rows below ", t.size(2), ", or -1, got ", largest);
     const Tensor whole = kept(index->contiguous());
     found.index = whole.const_data_ptr<int64_t>();
     found.index_batch = whole.size(0) > 1 ? whole.stride(0) : 0;
@@ -161,47 +173,40 @@ template <class scalar> OutAndLse forward(const AttentionArguments& c) {
   return {out.to(c.q.scalar_type()), lse};
 }
 
-/// The gradient of a bias while it is summed: [slots,b,h,n,m] as the bias is broadcast.
-struct BiasGradient {
-  Tensor sums;
-  bool heads_meet = false;  // tasks of different heads would add to the same numbers
-};
-
-template <class scalar> BiasGradient bias_gradient(Prepared<scalar>& p, const Tensor& bias) {
-  auto& a = p.a;
+/// The four sizes of a bias that is broadcast.
+std::vector<int64_t> four_sizes(const Tensor& bias) {
   std::vector<int64_t> shape(static_cast<std::size_t>(4 - bias.dim()), 1);
   shape.insert(shape.end(), bias.sizes().begin(), bias.sizes().end());
+  return shape;
+}
+
+/// Room for the sums of the gradient of a bias, [slots,b,h,n,m]: a slot for each part where parts would add to the same numbers.
+template <class scalar> Tensor bias_sums(Prepared<scalar>& p, std::vector<int64_t> shape) {
+  auto& a = p.a;
   const bool parts_meet = shape[2] == 1 && a.N > 1;
-  BiasGradient d{.heads_meet = (shape[0] == 1 && a.B > 1) || (shape[1] == 1 && a.H > 1)};
   shape.insert(shape.begin(), parts_meet ? a.parts : 1);
-  d.sums = at::zeros(shape, p.options);
-  a.d_bias = plane<scalar>(d.sums[0], {a.B, a.H, a.N, a.M});
-  a.d_bias_part = parts_meet ? d.sums.stride(0) : 0;
-  return d;
+  Tensor sums = at::zeros(shape, p.options);
+  a.d_bias = plane<scalar>(sums[0], {a.B, a.H, a.N, a.M});
+  a.d_bias_part = parts_meet ? sums.stride(0) : 0;
+  return sums;
 }
 
 template <class scalar> std::vector<Tensor> backward(const Backward& call, const AttentionArguments& c) {
   Prepared<scalar> p(c);
   auto& a = p.a;
-  // Which tensors want a gradient, in the order of the arguments.
-  std::size_t next = 0;
-  const auto wanted = [&](const optional<Tensor>& t) { return t && call.wanted[next++]; };
+  Wanted wanted(call);
   const bool q = wanted(c.q), k = wanted(c.k), v = wanted(c.v);
-  next += c.tables.size();
+  wanted.pass(c.tables.size());
   for (const auto* t : {&c.mask, &c.key_mask, &c.query_mask}) static_cast<void>(wanted(*t));
   const bool bias = wanted(c.bias), slopes = wanted(c.slopes), table = wanted(c.table), rows_too = wanted(c.rows), row_query = wanted(c.row_query),
              value_rows = wanted(c.value_rows);
 
   const int64_t heads = a.B * a.Hk, tiles = p.key_tiles(), deep = p.deep(), wide = p.wide();
-  a.parts = std::clamp<int64_t>(enough_tasks / std::max<int64_t>(1, heads), 1, std::max<int64_t>(1, tiles_of(a.N, query_tile)));
-  BiasGradient d_bias;
-  if (bias) {
-    d_bias = bias_gradient(p, *c.bias);
-    if (d_bias.heads_meet) {  // one head after another, each in as many parts as there may be
-      a.parts = std::clamp<int64_t>(enough_tasks, 1, tiles_of(a.N, query_tile));
-      d_bias = bias_gradient(p, *c.bias);
-    }
-  }
+  const auto bias_shape = bias ? four_sizes(*c.bias) : std::vector<int64_t>();
+  // Where tasks of different heads would add to the same numbers, one head comes after another, in as many parts as there may be.
+  const bool heads_meet = bias && ((bias_shape[0] == 1 && a.B > 1) || (bias_shape[1] == 1 && a.H > 1));
+  a.parts = std::clamp<int64_t>(heads_meet ? enough_tasks : enough_tasks / heads, 1, tiles_of(a.N, query_tile));
+  const Tensor d_bias = bias ? bias_sums(p, bias_shape) : Tensor();
   p.pack(true);
   const Tensor out = call.results[0].to(p.options.dtype()).contiguous(), lse = call.results[1].contiguous();
   const Tensor d_out = call.gradients[0].defined() ? last_contiguous(call.gradients[0]) : at::zeros_like(out);
@@ -226,7 +231,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   const Tensor d_value_rows = sums(value_rows, a.d_value_rows, {a.parts, a.B, a.H, a.value_rows.length, wide});
 
   const int64_t scratch = p.run.backward_room(a);
-  if (d_bias.heads_meet) {
+  if (heads_meet) {
     for (int64_t head = 0; head < heads; ++head) p.in_parallel(head * a.parts, (head + 1) * a.parts, scratch, p.run.backward);
   } else {
     p.in_parallel(0, heads * a.parts, scratch, p.run.backward);
@@ -246,18 +251,16 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
     return at::zeros(like.sizes(), d.options()).scatter_add(2, place, d * (*index >= 0).unsqueeze(3));
   };
   std::vector<Tensor> found;
-  const auto give = [&](bool want, const Tensor& like, const auto& gradient) {
-    if (want) found.push_back(gradient().to(like.scalar_type()).contiguous());
-  };
-  give(q, c.q, [&] { return out_of_line(c.rows && !c.row_query ? d_q + d_row_query : d_q, c.q_index, c.q); });
-  give(k, c.k, [&] { return out_of_line(of_keys(d_k, a.D), c.k_index, c.k); });
-  give(v, c.v, [&] { return out_of_line(of_keys(d_v, a.Dv), c.k_index, c.v); });
-  if (bias) give(true, *c.bias, [&] { return d_bias.sums.sum(0).view(c.bias->sizes()); });
-  if (slopes) give(true, *c.slopes, [&] { return of_tables(d_slopes, *c.slopes); });
-  if (table) give(true, *c.table, [&] { return of_tables(d_table, *c.table); });
-  if (rows_too) give(true, *c.rows, [&] { return of_tables(d_rows, *c.rows); });
-  if (row_query) give(true, *c.row_query, [&] { return out_of_line(d_row_query, c.q_index, *c.row_query); });
-  if (value_rows) give(true, *c.value_rows, [&] { return of_tables(d_value_rows, *c.value_rows); });
+  const auto add = [&](bool want, const optional<Tensor>& argument, const auto& gradient) { give(found, want, argument, gradient); };
+  add(q, c.q, [&] { return out_of_line(c.rows && !c.row_query ? d_q + d_row_query : d_q, c.q_index, c.q); });
+  add(k, c.k, [&] { return out_of_line(of_keys(d_k, a.D), c.k_index, c.k); });
+  add(v, c.v, [&] { return out_of_line(of_keys(d_v, a.Dv), c.k_index, c.v); });
+  add(bias, c.bias, [&] { return d_bias.sum(0).view(c.bias->sizes()); });
+  add(slopes, c.slopes, [&] { return of_tables(d_slopes, *c.slopes); });
+  add(table, c.table, [&] { return of_tables(d_table, *c.table); });
+  add(rows_too, c.rows, [&] { return of_tables(d_rows, *c.rows); });
+  add(row_query, c.row_query, [&] { return out_of_line(d_row_query, c.q_index, *c.row_query); });
+  add(value_rows, c.value_rows, [&] { return of_tables(d_value_rows, *c.value_rows); });
   return found;
 }
 

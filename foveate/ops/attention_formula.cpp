@@ -33,6 +33,31 @@ Tensor drawn(const AttentionArguments& c, const Scores& s) {
   return mix((row + s.j * 0x9e3779b1) & low) >= static_cast<int64_t>(c.dropout * 4294967296.0);
 }
 
+/// The same call with queries and keys put where the indices say, and hidden where they say -1.
+AttentionArguments in_line(const AttentionArguments& c) {
+  AttentionArguments d = c;
+  d.q_index = d.k_index = std::nullopt;
+  const auto hide = [&](const Tensor& seen) { d.mask = d.mask ? *d.mask & seen : seen; };
+  const auto take = [](const Tensor& x, const Tensor& index) {
+    const Tensor place = index.clamp_min(0).expand({x.size(0), x.size(1), index.size(2)}).unsqueeze(3);
+    return x.gather(2, place.expand({-1, -1, -1, x.size(3)}));
+  };
+  if (c.q_index) {
+    d.q = take(c.q, *c.q_index);
+    d.row_query = c.row_query ? optional(take(*c.row_query, *c.q_index)) : std::nullopt;
+    hide((*c.q_index >= 0).unsqueeze(3));
+  }
+  if (c.k_index) {
+    d.k = take(c.k, *c.k_index);
+    d.v = take(c.v, *c.k_index);
+    Tensor seen = *c.k_index >= 0;
+    if (c.key_mask) seen = seen & take(c.key_mask->unsqueeze(1).unsqueeze(3).expand({-1, c.k.size(1), -1, 1}), *c.k_index).squeeze(3);
+    d.key_mask = std::nullopt;
+    hide((seen.size(1) == 1 ? seen : repeat_heads(seen.unsqueeze(3), c.q.size(1)).squeeze(3)).unsqueeze(2));
+  }
+  return d;
+}
+
 }  // namespace
 
 Tensor repeat_heads(const Tensor& k, int64_t heads) {
@@ -89,34 +114,9 @@ Tensor plus_value_rows(const AttentionArguments& c, const Scores& scores, const 
   return out + at::matmul(by_row, by_head(c.value_rows->to(p.scalar_type()), scores.head));
 }
 
-/// The same call with queries and keys put where the indices say, and hidden where they say -1.
-AttentionArguments in_line(const AttentionArguments& c) {
-  AttentionArguments d = c;
-  d.q_index = d.k_index = std::nullopt;
-  const auto hide = [&](const Tensor& seen) { d.mask = d.mask ? *d.mask & seen : seen; };
-  const auto take = [](const Tensor& x, const Tensor& index) {
-    const Tensor place = index.clamp_min(0).expand({x.size(0), x.size(1), index.size(2)}).unsqueeze(3);
-    return x.gather(2, place.expand({-1, -1, -1, x.size(3)}));
-  };
-  if (c.q_index) {
-    d.q = take(c.q, *c.q_index);
-    d.row_query = c.row_query ? optional(take(*c.row_query, *c.q_index)) : std::nullopt;
-    hide((*c.q_index >= 0).unsqueeze(3));
-  }
-  if (c.k_index) {
-    d.k = take(c.k, *c.k_index);
-    d.v = take(c.v, *c.k_index);
-    Tensor seen = *c.k_index >= 0;
-    if (c.key_mask) seen = seen & take(c.key_mask->unsqueeze(1).unsqueeze(3).expand({-1, c.k.size(1), -1, 1}), *c.k_index).squeeze(3);
-    d.key_mask = std::nullopt;
-    hide((seen.size(1) == 1 ? seen : repeat_heads(seen.unsqueeze(3), c.q.size(1)).squeeze(3)).unsqueeze(2));
-  }
-  return d;
-}
-
 OutAndLse attention_formula(const AttentionArguments& c) {
   if (c.q_index || c.k_index) return attention_formula(in_line(c));
-  if (!c.pattern.empty()) return sparse_attention_formula(c);
+  if (c.pattern) return sparse_attention_formula(c);
   const auto type = accumulation_type(c.q.scalar_type());
   const int64_t B = c.q.size(0), H = c.q.size(1), N = c.q.size(2), M = c.k.size(2);
   const Tensor q = c.q.to(type), k = repeat_heads(c.k, H).to(type), v = repeat_heads(c.v, H).to(type);

@@ -37,7 +37,7 @@ Tensor plus_value_rows(const AttentionArguments& c, const Scores& scores, const 
 
 OutAndLse attention_formula(const AttentionArguments& c);
 
-/// Where c.pattern is not empty.
+/// Where there is a pattern.
 OutAndLse sparse_attention_formula(const AttentionArguments& c);
 
 }  // namespace foveate::ops

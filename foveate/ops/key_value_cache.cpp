@@ -52,6 +52,11 @@ void KVCache::make_room(const Tensor& k, const Tensor& v) {
 }
 
 void KVCache::append(const Tensor& k, const Tensor& v) {
+  add(k, v);
+  if (options_.window) evict(*options_.window);
+}
+
+void KVCache::add(const Tensor& k, const Tensor& v) {
   const at::NoGradGuard no_graph;
   ops::check_qkv("KVCache", k, k, v);
   if (keys_.defined()) {
@@ -67,7 +72,6 @@ void KVCache::append(const Tensor& k, const Tensor& v) {
   keys_.narrow(2, start_ + kept_, k.size(2)).copy_(k);
   values_.narrow(2, start_ + kept_, v.size(2)).copy_(v);
   kept_ += k.size(2);
-  if (options_.window) evict(*options_.window);
 }
 
 Tensor KVCache::attend(const Tensor& q, const Tensor& k, const Tensor& v, const Decoding& how) {
@@ -75,11 +79,9 @@ Tensor KVCache::attend(const Tensor& q, const Tensor& k, const Tensor& v, const 
                     "KVCache: keeps no graph, but k or v requires a gradient: decode under torch.no_grad(), train with forward() or step()");
   TORCH_CHECK_VALUE(q.dim() == 4 && k.dim() == 4 && q.size(2) == k.size(2), "KVCache: q, k and v must be the same new tokens, [B,H,n,D], got ",
                     q.sizes(), " and ", k.sizes());
-  const auto window = std::exchange(options_.window, std::nullopt);  // the first new token still sees what the last one does not
-  append(k, v);
-  options_.window = window;
+  add(k, v);  // nothing is dropped yet: the first new token still sees what the last one does not
   const ops::Attention options{
-      .key_mask = how.key_mask, .causal = true, .window = window, .scale = how.scale, .position = how.position, .softcap = how.softcap};
+      .key_mask = how.key_mask, .causal = true, .window = options_.window, .scale = how.scale, .position = how.position, .softcap = how.softcap};
   Tensor out;
   if (how.pattern) {
     const auto here = first_ == 0 ? *how.pattern : patterns::shifted(*how.pattern, -first_);  // positions of the whole sequence
@@ -87,7 +89,7 @@ Tensor KVCache::attend(const Tensor& q, const Tensor& k, const Tensor& v, const 
   } else {
     out = ops::attention(q, keys(), values(), options).out;
   }
-  if (window) evict(*window);
+  if (options_.window) evict(*options_.window);
   return out;
 }
 

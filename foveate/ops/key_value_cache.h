@@ -46,6 +46,7 @@ class FOVEATE_API KVCache {
   Tensor values() const;                             ///< [B,Hk,kept,Dv], a view
 
  private:
+  void add(const Tensor& k, const Tensor& v);
   void make_room(const Tensor& k, const Tensor& v);
 
   KVCacheOptions options_;

@@ -63,7 +63,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   const auto& run = engine<scalar>();
   const auto zeros_like = [&](const Tensor& t) { return at::zeros(t.sizes(), alive.options); };
   const Tensor &out = call.results[0], &S = call.results[1], &z = call.results[2];
-  a.out = const_cast<scalar*>(alive.numbers<scalar>(out));  // NOLINT: read only in the backward
+  a.out = const_cast<scalar*>(alive.numbers<scalar>(out));    // NOLINT: read only in the backward
   a.S_after = const_cast<scalar*>(alive.numbers<scalar>(S));  // NOLINT
   a.z_after = const_cast<scalar*>(alive.numbers<scalar>(z));  // NOLINT
   const auto given = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };
@@ -81,22 +81,58 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   a.d_sums = alive.room<scalar>({a.B, a.H, a.N, padded(a.Dv + 1, run.vector)});
   alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.backward_room(a), run.backward);
 
+  Wanted wanted(call);
   std::vector<Tensor> found;
-  std::size_t next = 0;
-  const auto give = [&](const optional<Tensor>& t, const Tensor& gradient) {
-    if (t && call.wanted[next++]) found.push_back(gradient.to(t->scalar_type()));
+  const auto add = [&](const optional<Tensor>& argument, const Tensor& gradient) {
+    give(found, wanted(argument), argument, [&] { return gradient; });
   };
-  give(c.q, d_q);
-  give(c.k, d_k);
-  give(c.v, d_v);
-  give(c.key_mask, {});
-  give(c.log_decay, d_log_decay);
-  give(c.S, d_S);
-  give(c.z, d_z);
+  add(c.q, d_q);
+  add(c.k, d_k);
+  add(c.v, d_v);
+  add(c.key_mask, {});
+  add(c.log_decay, d_log_decay);
+  add(c.S, d_S);
+  add(c.z, d_z);
   return found;
 }
 
-bool on_the_engine(const Arguments& c, bool causal) { return causal && c.q.numel() > 0 && c.k.numel() > 0 && c.v.numel() > 0; }
+/// Without causality: products of matrices. Hidden keys, and what they hold, are 0.
+std::vector<Tensor> whole_backward(const Backward& call, const Arguments& c) {
+  const auto type = accumulation_type(c.q.scalar_type());
+  const auto normalizer = static_cast<Normalizer>(
+      registry::find_choice("linear_attention: normalizer", c.normalizer, names<Normalizer>.data(), names<Normalizer>.size()));
+  const int64_t Hk = c.k.size(1);
+  const auto grouped = [&](const Tensor& x) { return x.to(type).unflatten(1, {Hk, -1}).flatten(2, 3); };  // [B,Hk,G*N,*]
+  const auto shown = [&](const Tensor& x) {
+    return c.key_mask ? x.to(type).masked_fill(c.key_mask->logical_not().unsqueeze(1).unsqueeze(3), 0) : x.to(type);
+  };
+  const Tensor q = grouped(c.q), k = shown(c.k), v = shown(c.v), out = grouped(call.results[0]);
+  const Tensor S = call.results[1].to(type), z = call.results[2].to(type).unsqueeze(-1);  // after all keys: what every query sees
+  const Tensor d_out = call.gradients[0].defined() ? grouped(call.gradients[0]) : at::zeros_like(out);
+  // out = q S / d(q z): the gradients of q S, and of q z.
+  const auto [divided, slope] = divisor_and_slope(at::matmul(q, z), normalizer, c.eps);  // [B,Hk,G*N,1]
+  const Tensor d_n = normalizer == Normalizer::none ? d_out : d_out / divided;
+  const Tensor d_z = normalizer == Normalizer::none ? Tensor() : (d_n * out).sum(-1, true).neg_() * slope;
+  Tensor d_q = at::matmul(d_n, S.transpose(-1, -2)), d_S = at::matmul(q.transpose(-1, -2), d_n), d_keys = at::zeros_like(z);
+  if (d_z.defined()) {
+    d_q = d_q + d_z * z.transpose(-1, -2);
+    d_keys = at::matmul(q.transpose(-1, -2), d_z);
+  }
+  if (call.gradients[1].defined()) d_S = d_S + call.gradients[1];
+  if (call.gradients[2].defined()) d_keys = d_keys + call.gradients[2].unsqueeze(-1);
+  Wanted wanted(call);
+  std::vector<Tensor> found;
+  const auto add = [&](const optional<Tensor>& argument, const auto& gradient) { give(found, wanted(argument), argument, gradient); };
+  add(c.q, [&] { return d_q.unflatten(2, {c.q.size(1) / Hk, -1}).flatten(1, 2); });
+  add(c.k, [&] { return shown(at::matmul(v, d_S.transpose(-1, -2)) + d_keys.transpose(-1, -2)); });
+  add(c.v, [&] { return shown(at::matmul(k, d_S)); });
+  add(c.key_mask, [] { return Tensor(); });
+  add(c.S, [&] { return d_S; });
+  add(c.z, [&] { return d_keys.squeeze(-1); });
+  return found;
+}
+
+bool empty(const Arguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0; }
 
 }  // namespace
 
@@ -104,15 +140,16 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const T
                                                         const optional<Tensor>& log_decay, const optional<Tensor>& S, const optional<Tensor>& z,
                                                         Size offset, bool causal, std::string_view normalizer, double eps) {
   const Arguments c{q, k, v, key_mask, log_decay, S, z, offset.expect_int(), normalizer, eps};
-  if (!on_the_engine(c, causal)) return linear_attention_formula(q, k, v, key_mask, log_decay, S, z, offset, causal, normalizer, eps);
+  if (!causal || empty(c)) return linear_attention_formula(q, k, v, key_mask, log_decay, S, z, offset, causal, normalizer, eps);
   return q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
 }
 
 Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, optional<Tensor> key_mask, optional<Tensor> log_decay,
                                         optional<Tensor> S, optional<Tensor> z, Size offset, bool causal, const std::string& normalizer, double eps) {
-  const Arguments c{std::move(q), std::move(k), std::move(v), std::move(key_mask), std::move(log_decay), std::move(S), std::move(z),
-                    offset.expect_int(), normalizer, eps};
-  if (!on_the_engine(c, causal)) return std::nullopt;
+  const Arguments c{std::move(q), std::move(k), std::move(v),        std::move(key_mask), std::move(log_decay),
+                    std::move(S), std::move(z), offset.expect_int(), normalizer,          eps};
+  if (empty(c)) return std::nullopt;
+  if (!causal) return whole_backward(call, c);
   return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
 }
 

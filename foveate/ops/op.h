@@ -68,6 +68,23 @@ struct Backward {
   std::span<const c10::IValue> arguments;
 };
 
+/// Which arguments want a gradient, asked in the order in which they stand; lists of tensors are passed over whole.
+class Wanted {
+ public:
+  explicit Wanted(const Backward& call) : flags_(call.wanted) {}
+  bool operator()(const optional<Tensor>& argument) { return argument && flags_[next_++]; }
+  void pass(std::size_t tensors) { next_ += tensors; }
+
+ private:
+  const std::vector<bool>& flags_;
+  std::size_t next_ = 0;
+};
+
+/// Adds the gradient of an argument to those found, in the argument's type, made only if it is wanted.
+template <class F> void give(std::vector<Tensor>& found, bool wanted, const optional<Tensor>& argument, const F& gradient) {
+  if (wanted) found.push_back(gradient().to(argument->scalar_type()).contiguous());
+}
+
 /// A kernel of a gradient, given the call and the primitive's arguments; it may decline, and the formula is differentiated instead.
 using Gradients = std::optional<std::vector<Tensor>>;
 struct BackwardKernel {

@@ -2,6 +2,7 @@
 // overlap: so tokens are cut into tiles of 2^j, or of several such runs where 2^j is small, and each tile is scored against the window of
 // consecutive nodes that some of its tokens read. All levels together are one softmax. No index is gathered, and what a token does not
 // read is about as much as it reads.
+#include <c10/util/generic_math.h>
 #include <foveate/attention_formula.h>
 #include <foveate/binary_partition.h>
 #include <foveate/partition_attention_formula.h>
@@ -30,8 +31,6 @@ struct Problem {
   }
 };
 
-int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
-
 /// What the asking tokens read of one level, on one side.
 struct Window {
   int64_t lead, tiles, width;   // tile 0 begins `lead` rows before the first token that asks
@@ -43,7 +42,7 @@ struct Window {
     const int64_t k = of.how.step, run = int64_t{1} << level;
     width = std::max(run, smallest_tile);
     stride = width / run;
-    const int64_t p_first = of.before + (is_left ? k - 1 : 1 - k), tile = floor_divide(p_first, width);
+    const int64_t p_first = of.before + (is_left ? k - 1 : 1 - k), tile = c10::div_floor_integer(p_first, width);
     lead = p_first - tile * width;
     tiles = (lead + of.asking() + width - 1) / width;
     first = tile * stride + (is_left ? -2 * k : k);

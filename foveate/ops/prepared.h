@@ -50,8 +50,8 @@ class Alive {
   template <class scalar> scalar* room(at::IntArrayRef shape) { return kept(at::empty(shape, options)).template mutable_data_ptr<scalar>(); }
 
   /// Spreads tasks over threads, each with scratch of its own.
-  template <class scalar, class Arguments, class F>
-  void in_parallel(const Arguments& a, int64_t first, int64_t last, int64_t scratch, const F& f) const {
+  template <class scalar, class Arguments, class F> void in_parallel(const Arguments& a, int64_t first, int64_t last, int64_t scratch,
+                                                                     const F& f) const {
     at::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
       const Tensor mine = at::empty({scratch}, options);
       f(a, begin, end, mine.template mutable_data_ptr<scalar>());

@@ -188,7 +188,7 @@ OutAndLse densely(const AttentionArguments& c, const patterns::Rule& rule, patte
   const Tensor seen = rule.test({.h = alike ? at::zeros_like(i) : h, .i = i + c.offset.guard_int(__FILE__, __LINE__), .j = j.unsqueeze(0)}, tables);
   AttentionArguments dense = c;
   dense.mask = c.mask ? seen & *c.mask : seen;
-  dense.pattern.clear();
+  dense.pattern = std::nullopt;
   return attention_formula(dense);
 }
 
@@ -205,13 +205,13 @@ OutAndLse sparse_attention_formula(const AttentionArguments& c) {
             .D = c.q.size(3),
             .Dv = c.v.size(3),
             .offset = offset,
-            .rule = patterns::parse(c.pattern)};
+            .rule = patterns::parse(*c.pattern)};
   for (const auto& t : c.tables) p.tables.push_back(t.to(c.q.device()));
   constexpr int64_t tiny = 256;  // scores
   // Inside a function transform a table may be wrapped: its numbers cannot be read, only computed with.
   const bool wrapped = std::any_of(c.tables.begin(), c.tables.end(), [](const Tensor& t) { return !t.has_storage(); });
   const bool whole = wrapped || N * M <= tiny || p.H == 0;
-  if (!whole) p.blocks = patterns::lower({c.pattern, c.tables}, p.H, N, M, offset, block_for(std::max(N, M)));
+  if (!whole) p.blocks = patterns::lower({*c.pattern, c.tables}, p.H, N, M, offset, block_for(std::max(N, M)));
   if (whole || 2 * static_cast<int64_t>(p.blocks->key_block.size()) > p.blocks->rows() * p.blocks->key_blocks) {
     return densely(c, *p.rule, p.tables);
   }

@@ -1,5 +1,7 @@
 #include <foveate/rules.h>
 
+#include <c10/util/generic_math.h>
+
 #include <algorithm>
 #include <charconv>
 #include <map>
@@ -58,8 +60,7 @@ Intervals complement(const Intervals& a, int64_t keys) {
   return set;
 }
 
-int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
-int64_t floor_mod(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
+int64_t floor_mod(int64_t a, int64_t b) { return a - c10::div_floor_integer(a, b) * b; }
 
 // --- arguments of a rule -----------------------------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ struct Dilated final : Rule {
         some = interval(r.first - back, r.last + ahead, r.keys);
       } else {
         // From the first step that reaches a key at or after 0.
-        int64_t step = std::max(-back, floor_divide(-r.last, dilation) * dilation);
+        int64_t step = std::max(-back, c10::div_floor_integer(-r.last, dilation) * dilation);
         step -= floor_mod(step, dilation);
         for (step = std::max(step, -(back / dilation) * dilation); step <= ahead && r.first + step < r.keys; step += dilation) {
           append(some, r.first + step, r.last + step, r.keys);
@@ -210,7 +211,7 @@ struct BlockWindow final : Rule {
   }
   Seer lower(Tables) const override {
     return [*this](const Run& r) {
-      const int64_t first = floor_divide(r.first, size) * size, last = floor_divide(r.last - 1, size) * size;  // runs begin here
+      const int64_t first = c10::div_floor_integer(r.first, size) * size, last = c10::div_floor_integer(r.last - 1, size) * size;  // runs begin here
       return Seen{.some = interval(first - left, last + size + right, r.keys), .every = interval(last - left, first + size + right, r.keys)};
     };
   }
@@ -323,7 +324,7 @@ struct RandomBlocks final : Rule {
     const Tensor t = in(tables).to(at::kLong).contiguous();
     return [t, size = block](const Run& r) {
       const auto a = t.accessor<int64_t, 3>();
-      return over_rows(floor_divide(r.first, size), floor_divide(r.last - 1, size) + 1, [&](int64_t row) {
+      return over_rows(c10::div_floor_integer(r.first, size), c10::div_floor_integer(r.last - 1, size) + 1, [&](int64_t row) {
         Intervals set;
         if (row < 0 || row >= a.size(1)) return set;
         const auto drawn = a[a.size(0) == 1 ? 0 : r.head][row];
@@ -377,7 +378,7 @@ struct Cells final : Rule {
       const int64_t rows = t.size(1), columns = std::min(t.size(2), (r.keys + size - 1) / size);
       const bool* cells = t.const_data_ptr<bool>() + (t.size(0) == 1 ? 0 : r.head) * rows * t.size(2);
       std::vector<unsigned char> some(static_cast<std::size_t>(columns), 0), every(static_cast<std::size_t>(columns), 1);
-      for (int64_t row = floor_divide(r.first - shift, size); row <= floor_divide(r.last - 1 - shift, size); ++row) {
+      for (int64_t row = c10::div_floor_integer(r.first - shift, size); row <= c10::div_floor_integer(r.last - 1 - shift, size); ++row) {
         if (row < 0 || row >= rows) {
           std::fill(every.begin(), every.end(), 0);
           continue;

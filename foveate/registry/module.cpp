@@ -17,13 +17,13 @@ std::vector<std::pair<Tensor, Tensor>> whole_numbers(const torch::nn::Module& la
 void LayerModule::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {
   const auto kept = whole_numbers(*this);
   torch::nn::Module::to(device, dtype, non_blocking);
-  for (auto [buffer, data] : kept) buffer.set_data(data.to(device, non_blocking));
+  for (const auto& [buffer, data] : kept) buffer.set_data(data.to(device, non_blocking));
 }
 
 void LayerModule::to(torch::Dtype dtype, bool non_blocking) {
   const auto kept = whole_numbers(*this);
   torch::nn::Module::to(dtype, non_blocking);
-  for (auto [buffer, data] : kept) buffer.set_data(data);
+  for (const auto& [buffer, data] : kept) buffer.set_data(data);
 }
 
 std::shared_ptr<torch::nn::Module> GroupModule::clone(const optional<torch::Device>& device) const {

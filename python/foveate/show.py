@@ -56,8 +56,7 @@ def show_mechanism(slug: str, out: Path | None, seed: int, console: Console) -> 
     _print_card(card, console)
     if not takers:
         return
-    weights = example_map(takers[0], seed)[0]
-    indices = maps.shades(weights, maps.brightest_of(weights))
+    indices = picture(takers[0], seed)
     if out is not None:
         write_whole(out, maps.png(indices, PNG_ENLARGED))
         console.print(f"wrote {out}", markup=False)
@@ -65,6 +64,18 @@ def show_mechanism(slug: str, out: Path | None, seed: int, console: Console) -> 
     console.print(f"Who reads whom, {takers[0].name}: {POSITIONS} queries (rows) by {POSITIONS} keys of an example sequence")
     for line in colour_lines(indices) if console.color_system else shade_lines(indices):
         console.print(line, soft_wrap=True)
+
+
+def picture(contestant: Contestant, seed: int = 0) -> Tensor:
+    """Who reads whom on the example sequence, in the first head: palette indices [N,N]."""
+    weights = example_map(contestant, seed)[0]
+    return maps.shades(weights, maps.brightest_of(weights))
+
+
+def picture_of(card: Card, enlarge: int) -> str | None:
+    """The same as the address of a PNG; None where a mechanism takes no q, k and v."""
+    takers = [contestant for contestant in contestants_of(card) if contestant.kind == "qkv"]
+    return maps.data_uri(picture(takers[0]), enlarge) if takers else None
 
 
 def example_map(contestant: Contestant, seed: int) -> Tensor:

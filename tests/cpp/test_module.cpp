@@ -178,8 +178,8 @@ TEST(Module, PrintsItsOptionsAndGroups) {
   std::ostringstream text;
   text << Layer({.embed_dim = 8, .num_heads = 2, .bias = false});
   EXPECT_EQ(text.str(),
-            "MultiheadAttention(embed_dim=8, num_heads=2, bias=False, causal=False)(\n  (query): Group(weight=[8, 8])\n  (key): Group(weight=[8, "
-            "8])\n  (value): Group(weight=[8, 8])\n  (out): Group(weight=[8, 8])\n)");
+            "MultiheadAttention(embed_dim=8, num_heads=2, bias=False, causal=False, causal_align=\"bottom_right\", dropout=0.0)(\n  (query): "
+            "Group(weight=[8, 8])\n  (key): Group(weight=[8, 8])\n  (value): Group(weight=[8, 8])\n  (out): Group(weight=[8, 8])\n)");
 }
 
 TEST(Module, ChecksOptionsAndArgumentsByName) {

@@ -33,7 +33,7 @@ def arguments(
         return [size if letter in letters else 1 for letter, size in sizes.items()]
 
     a: dict[str, Any] = dict.fromkeys(TENSORS)
-    a |= {"pattern": "", "tables": [], "q": normal(B, H, N, D), "k": normal(B, Hk, M, D), "v": normal(B, Hk, M, Dv)}
+    a |= {"pattern": None, "tables": [], "q": normal(B, H, N, D), "k": normal(B, Hk, M, D), "v": normal(B, Hk, M, Dv)}
     if mask:
         a["mask"] = torch.rand(broadcast(mask), generator=g) < 0.7
     if key_mask:

@@ -127,3 +127,14 @@ def test_what_does_not_fit_is_refused() -> None:
         cache.attend(q, k.clone().requires_grad_(), v)
     with pytest.raises(ValueError, match="the same new tokens"):
         cache.attend(q[:, :, :2], k, v)
+
+
+def test_a_refused_call_leaves_the_cache_as_it_was() -> None:
+    q, k, v = tokens(12)
+    cache = foveate.KVCache(window=5)
+    cache.attend(q, k, v)
+    with pytest.raises(TypeError, match="v must be Double"):
+        cache.attend(q, k, v.float())
+    assert (len(cache), cache.first) == (12, 7)
+    cache.append(k, v)
+    assert cache.keys.shape[2] == 5

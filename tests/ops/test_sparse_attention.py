@@ -400,6 +400,9 @@ ERRORS: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("dtype", TypeError, "key_mask must be bool", {"key_mask": torch.ones(2, 8)}),
     ("bias", ValueError, r"bias must broadcast to \[B,H,N,M\] = \[2, 2, 8, 8\], got \[8, 7\]", {"bias": torch.zeros(8, 7)}),
     ("pattern", TypeError, "must be a foveate.patterns.Pattern, got str", {"pattern": "causal()"}),
+    ("q_index", IndexError, "q_index must name rows below 8, or -1, got 8", {"q_index": torch.full((1, 1, 3), 8)}),
+    ("type of an index", TypeError, "k_index must be int64, got Int", {"k_index": torch.zeros(1, 1, 3, dtype=torch.int32)}),
+    ("shape of an index", ValueError, r"k_index must be \[B or 1,heads or 1,places\]", {"k_index": torch.zeros(1, 3, dtype=torch.long)}),
     ("heads of a table", ValueError, "of 3 heads, got 2 heads", {"pattern": patterns.from_dense(torch.ones(3, 8, 8, dtype=torch.bool))}),
 ]
 

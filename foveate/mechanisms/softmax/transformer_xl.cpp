@@ -16,6 +16,12 @@ const auto& given(const auto& tensor, const char* name) {
   return *tensor;
 }
 
+/// s_ij = scale ((q_i + u).k_j + (q_i + v).R_d)
+Tensor attend(const Tensor& u, const Tensor& v_bias, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& r, ops::Attention how) {
+  how.position = positions::xl(q, v_bias, r, extent(r, 1) - 1);
+  return ops::attention(positions::plus_bias(q, u), k, v, how).out;
+}
+
 /// Learned positions: s_ij = scale ((q_i + u).k_j + q_i.R_d + b_d). The bias b_d rides with R_d, in a channel where the query is 1.
 Tensor attend_with_tables(const TransformerXLLayer::Options& o, const TransformerXLLayer::Parameters& parameters, const Tensor& q, const Tensor& k,
                           const Tensor& v, ops::Attention how) {
@@ -53,17 +59,14 @@ TransformerXLAttention::Parameters TransformerXLAttention::init(const Options& o
 }
 
 Tensor TransformerXLAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
-  const auto position = positions::xl(in.q, p.position_bias, in.r, extent(in.r, 1) - 1);
-  return ops::attention(positions::plus_bias(in.q, p.content_bias), in.k, in.v,
-                        {.mask = in.mask,
-                         .key_mask = in.key_mask,
-                         .causal = true,
-                         .window = window(o),
-                         .scale = o.scale,
-                         .position = position,
-                         .dropout_keep = in.dropout_keep,
-                         .dropout = o.dropout})
-      .out;
+  return attend(p.content_bias, p.position_bias, in.q, in.k, in.v, in.r,
+                {.mask = in.mask,
+                 .key_mask = in.key_mask,
+                 .causal = true,
+                 .window = window(o),
+                 .scale = o.scale,
+                 .dropout_keep = in.dropout_keep,
+                 .dropout = o.dropout});
 }
 
 std::pair<Tensor, TransformerXLAttention::State> TransformerXLAttention::step(const Options& o, const Parameters& p, const Inputs& in, State&& past) {
@@ -138,21 +141,22 @@ Tensor TransformerXLLayer::forward(const Options& o, const Parameters& parameter
   const auto kv = at::linear(h, p.qkv.weight.narrow(0, inner, 2 * inner)).chunk(2, -1);
   const Tensor k = split_heads(kv[0], o.num_heads), v = split_heads(kv[1], o.num_heads);
 
-  const auto kept = layers::keep({extent(q, 0), o.num_heads, N, M}, o.attention_dropout, in.attention_keep, training, q.device());
-  const ops::Attention plain{
-      .mask = in.mask, .key_mask = in.key_mask, .causal = true, .window = window(o), .dropout_keep = kept, .dropout = o.attention_dropout};
+  const layers::WeightDropout weights(o.attention_dropout, {}, training && !in.attention_keep, q);
+  const ops::Attention how = weights.with({.mask = in.mask,
+                                           .key_mask = in.key_mask,
+                                           .causal = true,
+                                           .window = window(o),
+                                           .dropout_keep = in.attention_keep,
+                                           .dropout = o.attention_dropout});
   Tensor attended;  // [B,H,N,D]
   if (o.position == XLPosition::sinusoid) {
     const Tensor table = dropped(xl_sinusoids(o, M, in.x), in.position_keep);                                      // [M,E]
     const Tensor r = given(p.relative, "block.relative")(table).unflatten(-1, {o.num_heads, -1}).transpose(0, 1);  // [H,M,D]
-    attended = TransformerXLAttention::forward(
-        {.num_heads = o.num_heads, .head_dim = o.head_dim, .mem_len = o.mem_len, .same_length = o.same_length, .dropout = o.attention_dropout},
-        {.content_bias = given(bias.content, "bias.content"), .position_bias = given(bias.position, "bias.position")},
-        {.q = q, .k = k, .v = v, .r = r, .key_mask = in.key_mask, .mask = in.mask, .dropout_keep = kept});
+    attended = attend(given(bias.content, "bias.content"), given(bias.position, "bias.position"), q, k, v, r, how);
   } else if (o.position == XLPosition::learned) {
-    attended = attend_with_tables(o, parameters, q, k, v, plain);
+    attended = attend_with_tables(o, parameters, q, k, v, how);
   } else {
-    attended = ops::attention(q, k, v, plain).out;
+    attended = ops::attention(q, k, v, how).out;
   }
 
   const Tensor y = x + dropped(p.out(merge_heads(attended)), in.output_keep);

@@ -49,16 +49,16 @@ MultiheadAttention::Parameters MultiheadAttention::init(const Options& o) {
 
 Tensor MultiheadAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
   const auto [q, k, v] = p.project(in.x, in.context.value_or(in.x), o.num_heads);
-  const auto kept = layers::keep({extent(q, 0), extent(q, 1), extent(q, 2), extent(k, 2)}, o.dropout, in.dropout_keep, training, q.device());
+  const layers::WeightDropout dropout(o.dropout, {}, training && !in.dropout_keep, q);
   const auto [out, lse] = ops::attention(q, k, v,
-                                         {.mask = in.mask,
-                                          .key_mask = in.key_mask,
-                                          .causal = o.causal,
-                                          .bias = in.score_bias,
-                                          .scale = o.scale,
-                                          .offset = offset(o.causal_align),
-                                          .dropout_keep = kept,
-                                          .dropout = o.dropout});
+                                         dropout.with({.mask = in.mask,
+                                                       .key_mask = in.key_mask,
+                                                       .causal = o.causal,
+                                                       .bias = in.score_bias,
+                                                       .scale = o.scale,
+                                                       .offset = offset(o.causal_align),
+                                                       .dropout_keep = in.dropout_keep,
+                                                       .dropout = o.dropout}));
   return p.join(out);
 }
 

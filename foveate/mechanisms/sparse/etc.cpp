@@ -3,6 +3,9 @@
 #include <foveate/merge_attention.h>
 #include <foveate/sparse_attention.h>
 
+#include <algorithm>
+#include <array>
+
 namespace foveate {
 namespace {
 

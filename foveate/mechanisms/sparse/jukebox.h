@@ -32,6 +32,14 @@ void jukebox_grid_fields(auto& o, auto&& f) {
   f("causal", o.causal, "a query sees no key after it (authors' code: True of priors, False of lyric encoders)");
 }
 
+/// The options of the projections that layer, block and stack share.
+void jukebox_width_fields(auto& o, auto&& f) {
+  f("embed_dim", o.embed_dim, "width E (authors' top prior: 4800)", required);
+  f("num_heads", o.num_heads, "heads H, a divisor of attention_dim (authors' priors: 1 to 8)");
+  f("attention_dim", o.attention_dim, "width of all heads together, H D (authors' code: n_state); default E / 4, as in the authors' priors");
+  f("init_scale", o.init_scale, "weights start normal with deviation 0.02 init_scale (authors' priors: 0.1 to 0.7)");
+}
+
 /// What a layer that streams keeps.
 struct JukeboxState {
   Tensor k, v, summary_k, summary_v;
@@ -112,12 +120,9 @@ assert out.shape == (2, 30, 32))"};
     bool zero_out = false;
     double dropout = 0;
     void fields(auto&& f) {
-      f("embed_dim", embed_dim, "width E (authors' top prior: 4800)", required);
-      f("num_heads", num_heads, "heads H, a divisor of attention_dim (authors' priors: 1 to 8)");
-      f("attention_dim", attention_dim, "width of all heads together, H D (authors' code: n_state); default E / 4, as in the authors' priors");
+      jukebox_width_fields(*this, f);
       f("pattern", pattern, "which keys a query sees, see jukebox_attention");
       jukebox_grid_fields(*this, f);
-      f("init_scale", init_scale, "weights start normal with deviation 0.02 init_scale (authors' priors: 0.1 to 0.7)");
       f("zero_out", zero_out, "the output projection starts at zero; that of pattern cross always does");
       f("dropout", dropout, "probability of dropping an element of the result in training (authors' code: 0)");
     }

@@ -7,6 +7,16 @@
 
 namespace foveate {
 
+/// The options of a residual block, which those of a stack share.
+void jukebox_residual_fields(auto& o, auto&& f) {
+  f("inner_dim", o.inner_dim, "inner width of the feed-forward network (authors' code: m_mlp E); default E");
+  f("res_scale", o.res_scale, "multiplies what both sublayers add to the stream (authors' code: 1, or 1 / layers)");
+  f("activation", o.activation, "of the feed-forward network (authors' code: quick_gelu)");
+  f("layer_norm_eps", o.layer_norm_eps, "added to the variance (authors' code: 1e-5)");
+  f("zero_out", o.zero_out, "the projections that add to the stream start at zero; those of pattern cross always do");
+  f("dropout", o.dropout, "probability of dropping an element of what a sublayer adds, in training (authors' code: 0)");
+}
+
 /// The residual block.
 struct FOVEATE_API JukeboxBlock {
   static constexpr Form form{.card = &jukebox,
@@ -34,18 +44,10 @@ assert out.shape == (2, 30, 32))"};
     bool zero_out = false;
     double dropout = 0;
     void fields(auto&& f) {
-      f("embed_dim", embed_dim, "width E (authors' top prior: 4800)", required);
-      f("num_heads", num_heads, "heads H, a divisor of attention_dim (authors' priors: 1 to 8)");
-      f("attention_dim", attention_dim, "width of all heads together, H D (authors' code: n_state); default E / 4, as in the authors' priors");
-      f("inner_dim", inner_dim, "inner width of the feed-forward network (authors' code: m_mlp E); default E");
+      jukebox_width_fields(*this, f);
       f("pattern", pattern, "which keys a query sees, see jukebox_attention");
       jukebox_grid_fields(*this, f);
-      f("res_scale", res_scale, "multiplies what both sublayers add to the stream (authors' code: 1, or 1 / layers)");
-      f("activation", activation, "of the feed-forward network (authors' code: quick_gelu)");
-      f("layer_norm_eps", layer_norm_eps, "added to the variance (authors' code: 1e-5)");
-      f("init_scale", init_scale, "weights start normal with deviation 0.02 init_scale (authors' priors: 0.1 to 0.7)");
-      f("zero_out", zero_out, "the projections that add to the stream start at zero; those of pattern cross always do");
-      f("dropout", dropout, "probability of dropping an element of what a sublayer adds, in training (authors' code: 0)");
+      jukebox_residual_fields(*this, f);
     }
     JukeboxMultiheadAttention::Options attention() const {
       return {.embed_dim = embed_dim,
@@ -112,9 +114,8 @@ assert out.shape == (2, 30, 32))"};
     bool zero_out = false;
     double dropout = 0;
     void fields(auto&& f) {
-      f("embed_dim", embed_dim, "width E (authors' top prior: 4800)", required);
+      jukebox_width_fields(*this, f);
       f("num_layers", num_layers, "blocks (authors' priors: 72, and 79 with lyrics)");
-      f("num_heads", num_heads, "heads H, a divisor of attention_dim (authors' priors: 1 to 8)");
       f("attn_order", attn_order,
         "which patterns take turns, a number of the authors' code. 0: dense; 1: row, column; 2: row, column, previous row; 3: row, summary; 4: row, "
         "spread; 5: row, summary, row, row; 6: as 2, and cross; 7: five times 2, then cross; 8: three times 2, then cross; 9: as 2, and dense; 10: "
@@ -122,15 +123,8 @@ assert out.shape == (2, 30, 32))"};
       f("patterns", patterns,
         "code numbers of the patterns that take turns, instead of attn_order: 0 dense, 1 block, 2 transpose_block, 3 prev_block, 4 summary, 5 "
         "summary_spread, 6 cross, 7 prime");
-      f("attention_dim", attention_dim, "width of all heads together, H D (authors' code: n_state); default E / 4, as in the authors' priors");
-      f("inner_dim", inner_dim, "inner width of the feed-forward networks (authors' code: m_mlp E); default E");
       jukebox_grid_fields(*this, f);
-      f("res_scale", res_scale, "multiplies what both sublayers add to the stream (authors' code: 1, or 1 / num_layers)");
-      f("activation", activation, "of the feed-forward networks (authors' code: quick_gelu)");
-      f("layer_norm_eps", layer_norm_eps, "added to the variance (authors' code: 1e-5)");
-      f("init_scale", init_scale, "weights start normal with deviation 0.02 init_scale (authors' priors: 0.1 to 0.7)");
-      f("zero_out", zero_out, "the projections that add to the stream start at zero; those of pattern cross always do");
-      f("dropout", dropout, "probability of dropping an element of what a sublayer adds, in training (authors' code: 0)");
+      jukebox_residual_fields(*this, f);
     }
     JukeboxPattern pattern(int64_t layer) const;
     JukeboxBlock::Options block(int64_t layer) const;

@@ -1,9 +1,11 @@
+#include <foveate/dropout.h>
 #include <foveate/init.h>
 #include <foveate/longformer.h>
 #include <foveate/merge_attention.h>
 #include <foveate/sparse_attention.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 
 namespace foveate {
@@ -65,6 +67,7 @@ template <class Options> struct Longformer {
   Tensor q, k, v;
   optional<Tensor> real;
   std::function<GlobalSide()> global;
+  layers::WeightDropout dropout;
   optional<double> scale = {};
 
   /// No token is global.
@@ -74,8 +77,9 @@ template <class Options> struct Longformer {
   Tensor prefixed() const {
     const int64_t g = o.global_tokens;
     const auto [source, queries, global_k, global_v] = global();
-    const Tensor rows =
-        ops::attention(queries(source.slice(2, 0, g)), global_k, global_v, {.key_mask = real, .causal = o.causal, .scale = scale, .offset = 0}).out;
+    const Tensor rows = ops::attention(queries(source.slice(2, 0, g)), global_k, global_v,
+                                       dropout.with({.key_mask = real, .causal = o.causal, .scale = scale, .offset = 0}, 1))
+                            .out;
     return at::cat({rows, local(q.slice(2, g), causally(o, local_set(o, q) | patterns::keys(0, g)), real).out}, 2);
   }
 
@@ -97,8 +101,9 @@ template <class Options> struct Longformer {
       seen = (chosen->place.unsqueeze(1) <= i.unsqueeze(1)).unsqueeze(1);  // [B,1,N,g]
       sees = (i <= chosen->place.unsqueeze(2)).unsqueeze(1);               // [B,1,g,N]
     }
-    const auto far = chosen ? ops::attention(q, chosen->of(k), chosen->of(v), {.mask = seen, .key_mask = chosen->taken, .scale = scale})
-                            : ops::attention(q, k, v, {.key_mask = globals, .causal = o.causal, .scale = scale});
+    const auto far = chosen
+                         ? ops::attention(q, chosen->of(k), chosen->of(v), dropout.with({.mask = seen, .key_mask = chosen->taken, .scale = scale}, 2))
+                         : ops::attention(q, k, v, dropout.with({.key_mask = globals, .causal = o.causal, .scale = scale}, 2));
     const Tensor out = ops::merge_attention(std::array{near, far}).out;
     const auto [source, queries, global_k, global_v] = global();
     const Tensor rows =
@@ -154,12 +159,13 @@ template <class Options> struct Longformer {
 
  private:
   ops::Attended local(const Tensor& queries, const Pattern& seen, const optional<Tensor>& keys) const {
-    const auto attended = ops::sparse_attention(queries, k, v, seen, {.key_mask = keys, .scale = scale});
+    const auto attended = ops::sparse_attention(queries, k, v, seen, dropout.with({.key_mask = keys, .scale = scale}));
     return o.window_kind == LongformerWindow::chunks_as_released ? with_empty_keys(attended, o.window) : attended;
   }
 };
 
 template <class Options> void check_longformer(const char* form, const Options& o) {
+  layers::check_dropout(form, "dropout", o.dropout);
   TORCH_CHECK_VALUE(o.window >= 0, form, ": window must not be negative, got ", o.window);
   TORCH_CHECK_VALUE(!o.dilation.empty() && std::all_of(o.dilation.begin(), o.dilation.end(), [](int64_t d) { return d > 0; }), form,
                     ": dilation must be positive, one number or one for each head, got ", c10::IntArrayRef(o.dilation));
@@ -178,11 +184,18 @@ Longformer<LongformerAttention::Options> of_inputs(const LongformerAttention::Op
                       .k = in.k_global.value_or(in.k),
                       .v = in.v_global.value_or(in.v)};
   };
-  return {.o = o, .q = in.q, .k = in.k, .v = in.v, .real = in.key_mask, .global = global, .scale = o.scale};
+  return {.o = o,
+          .q = in.q,
+          .k = in.k,
+          .v = in.v,
+          .real = in.key_mask,
+          .global = global,
+          .dropout = {o.dropout, in.dropout_seed, false, in.q},
+          .scale = o.scale};
 }
 
 Longformer<LongformerSelfAttention::Options> of_layer(const LongformerSelfAttention::Options& o, const LongformerSelfAttention::Parameters& p,
-                                                      const LongformerSelfAttention::Inputs& in) {
+                                                      const LongformerSelfAttention::Inputs& in, bool training = false) {
   const auto heads = [&o](const Tensor& x) { return split_heads(x, o.num_heads); };
   const auto global = [&p, &in, heads] {  // queries are projected where there are any
     return GlobalSide{.source = in.x.unsqueeze(1),
@@ -190,7 +203,13 @@ Longformer<LongformerSelfAttention::Options> of_layer(const LongformerSelfAttent
                       .k = heads(p.key_global(in.x)),
                       .v = heads(p.value_global(in.x))};
   };
-  return {.o = o, .q = heads(p.query(in.x)), .k = heads(p.key(in.x)), .v = heads(p.value(in.x)), .real = in.key_mask, .global = global};
+  return {.o = o,
+          .q = heads(p.query(in.x)),
+          .k = heads(p.key(in.x)),
+          .v = heads(p.value(in.x)),
+          .real = in.key_mask,
+          .global = global,
+          .dropout = {o.dropout, in.dropout_seed, training, in.x}};
 }
 
 }  // namespace
@@ -227,8 +246,8 @@ LongformerSelfAttention::Parameters LongformerSelfAttention::init(const Options&
   return p;
 }
 
-Tensor LongformerSelfAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
-  const Tensor out = merge_heads(of_layer(o, p, in)(in.global_mask));
+Tensor LongformerSelfAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
+  const Tensor out = merge_heads(of_layer(o, p, in, training)(in.global_mask));
   return p.output ? (*p.output)(out) : out;
 }
 

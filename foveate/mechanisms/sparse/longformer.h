@@ -55,15 +55,17 @@ assert out.shape == (2, 4, 100, 8))"};
     bool causal = false;
     int64_t global_tokens = 0;
     optional<int64_t> max_globals;
+    double dropout = 0;
     optional<double> scale;
     void fields(auto&& f) {
       longformer_fields(*this, f);
+      f("dropout", dropout, "probability of dropping an attention weight where dropout_seed is given (paper: 0.1)");
       f("scale", scale, "multiplies q.k, default 1/sqrt(D)");
     }
   };
   struct Inputs {
     Tensor q, k, v;
-    optional<Tensor> key_mask, global_mask, q_global, k_global, v_global;
+    optional<Tensor> key_mask, global_mask, q_global, k_global, v_global, dropout_seed;
     void fields(auto&& f) {
       f("q", q, "[B,H,N,D] queries");
       f("k", k, "[B,H,N,D] keys");
@@ -73,6 +75,7 @@ assert out.shape == (2, 4, 100, 8))"};
       f("q_global", q_global, "[B,H,N,D] queries of global tokens, default q");
       f("k_global", k_global, "[B,H,N,D] keys that global tokens ask, default k");
       f("v_global", v_global, "[B,H,N,Dv] values of these keys, default v");
+      f("dropout_seed", dropout_seed, "int [] seed of the draw of dropout");
     }
   };
   using Parameters = None;
@@ -109,20 +112,23 @@ assert out.shape == (2, 100, 32))"};
     int64_t global_tokens = 0;
     optional<int64_t> max_globals;
     bool output_projection = false;
+    double dropout = 0;
     void fields(auto&& f) {
       f("embed_dim", embed_dim, "width E (paper: 768 in the base model)");
       f("num_heads", num_heads, "heads H, a divisor of E (paper: 12 in the base model)");
       longformer_fields(*this, f);
       f("output_projection", output_projection, "a linear map of the result, as in the encoder of LED (released code: none)");
+      f("dropout", dropout, "probability of dropping an attention weight in training, or where dropout_seed is given (paper: 0.1)");
     }
   };
   struct Inputs {
     Tensor x;
-    optional<Tensor> key_mask, global_mask;
+    optional<Tensor> key_mask, global_mask, dropout_seed;
     void fields(auto&& f) {
       f("x", x, "[B,N,E] sequence");
       f("key_mask", key_mask, "bool [B,*] True where a token takes part; of all tokens so far in a step");
       f("global_mask", global_mask, "bool [B,N] True where a token is global");
+      f("dropout_seed", dropout_seed, "int [] seed of the draw of dropout");
     }
   };
   struct Parameters {
@@ -141,7 +147,7 @@ assert out.shape == (2, 100, 32))"};
   using State = LongformerAttention::State;
   static void check(const Options&);
   static Parameters init(const Options&);
-  static Tensor forward(const Options&, const Parameters&, const Inputs&);
+  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training = false);
   static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&);
 };
 

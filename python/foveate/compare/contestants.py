@@ -62,9 +62,13 @@ def _efficient_block(size: Size) -> dict[str, Any]:
     return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
 
 
-def _extra_globals(size: Size) -> dict[str, Any]:
-    """The first tokens stand for the extra ones."""
-    return {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0}
+def _near(size: Size, most: int) -> int:
+    """What a name says, but no more than an eighth of a short sequence: a window that sees everything would show nothing."""
+    return min(most, max(4, size.length // 8))
+
+
+def _local(size: Size) -> dict[str, Any]:
+    return {"block_length": _near(size, 64), "filter_width": _near(size, 64)}
 
 
 HYPERBOLIC = {"features": "hyperbolic", "nb_features": 128}  # as many features as 256 positive ones
@@ -93,23 +97,22 @@ ROWS: tuple[Row, ...] = (
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
     Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
     Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
-    Row("LongformerAttention", "Longformer (window 128, 16 global)", "qkv", "approximate", lambda size: {"window": 128, "global_tokens": 16}),
-    Row("BigBirdAttention", "BigBird (blocks of 64)", "qkv", "approximate", lambda size: {"seed": 0}),
     Row(
-        "BigBirdAttention",
-        "BigBird-ETC (64 global)",
+        "LongformerAttention",
+        "Longformer (window 128, 16 global)",
         "qkv",
         "approximate",
-        lambda size: {"construction": "etc", "num_extra_globals": min(64, size.length // 4), "seed": 0},
+        lambda size: _global(size, "window", "global_tokens"),
     ),
+    Row("BigBirdAttention", "BigBird (blocks of 64)", "qkv", "approximate", lambda size: {"block": _near(size, 64), "seed": 0}),
+    Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", lambda size: _etc(size, 64)),
     Row("BlockwiseAttention", "Blockwise (2 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 2)),
     Row("BlockwiseAttention", "Blockwise (3 blocks)", "qkv", "approximate", lambda size: _blockwise(size, 3)),
-    Row("ImageTransformerAttention", "Image Transformer (blocks of 64, 64 each side)", "qkv", "approximate", lambda size: _local(64)),
+    Row("ImageTransformerAttention", "Image Transformer (blocks of 64, 64 each side)", "qkv", "approximate", _local),
     Row("JukeboxAttention", "Jukebox (row)", "qkv", "approximate", lambda size: _jukebox(size, "block")),
     Row("JukeboxAttention", "Jukebox (column)", "qkv", "approximate", lambda size: _jukebox(size, "transpose_block")),
     Row("JukeboxAttention", "Jukebox (previous row)", "qkv", "approximate", lambda size: _jukebox(size, "prev_block")),
-    Row("BigBirdAttention", "BigBird-ETC (64 global)", "qkv", "approximate", _extra_globals),
-    Row("GMATAttention", "GMAT (chunks of 128, memory 16)", "qkv", "approximate", lambda size: {"chunk": 128, "memory": 16}),
+    Row("GMATAttention", "GMAT (chunks of 128, memory 16)", "qkv", "approximate", lambda size: _global(size, "chunk", "memory")),
     Row("RetinaAttention", "Multi-scale retina (causal)", "qkv", "different", lambda size: {"scales": [1, 4, 16], "windows": [16, 16]}),
     Row("DietAttention", "Diet (cascade, layer 4, causal)", "qkv", "different", lambda size: {"layer": 4}),
     Row("DietAttention", "Diet (dilated with memory, layer 4, causal)", "qkv", "different", lambda size: {"layer": 4, "pattern": "dilated_mem"}),
@@ -124,7 +127,7 @@ ROWS: tuple[Row, ...] = (
     Row("PerformerMultiheadAttention", "Performer layer (256 features)", "vectors", "different", _layer),
     Row("SlimPerformerLayer", "SLiM Performer layer (causal)", "vectors", "different", _slim),
     Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
-    Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(64)),
+    Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(size)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("BPTransformerBlock", "BP-Transformer block", "vectors", "different", lambda size: _layer(size) | {"inner_dim": size.width}),
@@ -177,9 +180,9 @@ def _sparse(size: Size, pattern: str) -> dict[str, Any]:
     return {"pattern": pattern, "stride": 2 ** round(math.log2(size.length) / 2)}
 
 
-def _etc(extra: int) -> dict[str, Any]:
+def _etc(size: Size, most: int) -> dict[str, Any]:
     """The first tokens stand for the extra ones."""
-    return {"construction": "etc", "num_extra_globals": extra, "seed": 0}
+    return {"construction": "etc", "block": _near(size, 64), "num_extra_globals": _near(size, most), "seed": 0}
 
 
 def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
@@ -188,8 +191,9 @@ def _blockwise(size: Size, blocks: int) -> dict[str, Any]:
     return {"num_blocks": blocks, "heads_per_permutation": [size.heads - shifted * (blocks - 1), *[shifted] * (blocks - 1)]}
 
 
-def _local(block: int) -> dict[str, Any]:
-    return {"block_length": block, "filter_width": block}
+def _global(size: Size, near: str, globals_: str) -> dict[str, Any]:
+    """128 tokens near, 16 that all see."""
+    return {near: _near(size, 128), globals_: _near(size, 16)}
 
 
 def _jukebox(size: Size, pattern: str) -> dict[str, Any]:

@@ -73,9 +73,9 @@ def png(indices: Tensor, enlarge: int = 1) -> bytes:
     return file.getvalue()
 
 
-def data_uri(indices: Tensor) -> str:
+def data_uri(indices: Tensor, enlarge: int = 1) -> str:
     """The PNG as an address that an HTML page can hold."""
-    return "data:image/png;base64," + base64.b64encode(png(indices)).decode()
+    return "data:image/png;base64," + base64.b64encode(png(indices, enlarge)).decode()
 
 
 def _between(stops: tuple[tuple[int, int, int], ...], share: float) -> tuple[int, int, int]:
