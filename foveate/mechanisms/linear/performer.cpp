@@ -124,7 +124,7 @@ void PerformerMultiheadAttention::check(const Options& o) {
 PerformerMultiheadAttention::Parameters PerformerMultiheadAttention::init(const Options& o) {
   const int64_t width = o.head_dim.value_or(o.embed_dim / o.num_heads), inner = o.num_heads * width;
   auto made = layers::Heads::init(
-      {.width = o.embed_dim, .context_width = o.context_dim, .keys = inner, .values = inner, .bias = o.bias, .out_bias = o.out_bias});
+      {.width = o.embed_dim, .context_width = o.context_dim, .keys = inner, .values = inner, .bias = o.bias, .out_bias = o.output_bias});
   return {.query = made.query,
           .key = made.key,
           .value = made.value,
