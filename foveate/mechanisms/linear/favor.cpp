@@ -27,46 +27,43 @@ layers::Drawn draw(const Function::Options& o, int64_t dim, const at::TensorOpti
 }
 
 layers::Features features(const Function::Options& o, const Tensor& x, const layers::Drawn& drawn) {
+  const double scale = o.normalize_data.value_or(of_softmax(o.features)) ? default_scale(x) : 1;  // of q.k
   const auto& W = drawn.projection;
-  const auto width = static_cast<double>(plain_extent(x, -1));
-  double scale = o.normalize_data.value_or(of_softmax(o.features)) ? std::pow(width, -0.25) : 1;
-  if (o.divide_by_root && W && !of_softmax(o.features)) scale /= std::sqrt(static_cast<double>(plain_extent(*W, 0)));
-  const Tensor scaled = scale == 1 ? x : x * scale;
   switch (o.features) {
-    case FavorFeatures::generalized: return layers::generalized_features(scaled, W, o.kernel_fn, o.kernel_epsilon);
-    case FavorFeatures::sincos: return layers::sincos_features(scaled, *W);
-    case FavorFeatures::cos_phase: return layers::cos_phase_features(scaled, *W, *drawn.phase);
+    case FavorFeatures::generalized: {
+      double factor = std::sqrt(scale);
+      if (o.divide_by_root && W) factor /= std::sqrt(static_cast<double>(plain_extent(*W, 0)));
+      return layers::generalized_features(factor == 1 ? x : x * factor, W, o.kernel_fn, o.kernel_epsilon);
+    }
+    case FavorFeatures::sincos: return layers::sincos_features(x, *W, scale);
+    case FavorFeatures::cos_phase: return layers::cos_phase_features(x, *W, *drawn.phase, scale);
   }
   TORCH_CHECK(false, "favor_attention: unknown features");
 }
 
+/// The draws of a call: those given, and new ones for those that are not.
+layers::Drawn draws(const Function::Options& o, const Function::Inputs& in) {
+  const bool complete = (in.projection || !drawn_features(o)) && (in.phase || o.features != FavorFeatures::cos_phase);
+  layers::Drawn drawn = complete ? layers::Drawn{} : draw(o, plain_extent(in.q, -1), in.q.options());
+  if (in.projection) drawn.projection = in.projection;
+  if (in.phase) drawn.phase = in.phase;
+  return drawn;
+}
+
 std::pair<Tensor, layers::FeatureSums> attend(const Function::Options& o, const Function::Inputs& in, const layers::FeatureSums& past = {}) {
   const auto type = in.q.scalar_type(), wide = ops::accumulation_type(type);
-  layers::Drawn drawn{.projection = in.projection, .phase = in.phase};
-  if ((drawn_features(o) && !drawn.projection) || (o.features == FavorFeatures::cos_phase && !drawn.phase)) {
-    auto fresh = draw(o, plain_extent(in.q, -1), in.q.options());
-    if (!drawn.projection) drawn.projection = std::move(fresh.projection);
-    if (!drawn.phase) drawn.phase = std::move(fresh.phase);
-  }
+  layers::Drawn drawn = draws(o, in);
   for (auto* tensor : {&drawn.projection, &drawn.phase}) {
     if (*tensor) *tensor = (*tensor)->to(wide);
   }
-  const auto q = features(o, in.q.to(wide), drawn), k = features(o, in.k.to(wide), drawn);
-  const layers::FeatureAttention how{.causal = o.causal,
-                                     .key_mask = in.key_mask,
-                                     .normalizer = o.renormalize ? ops::Normalizer::guard : ops::Normalizer::none,
-                                     .eps = o.numerical_stabilizer.value_or(of_softmax(o.features) ? 1e-6 : 0)};
-  if (o.stabilizer == layers::Stabilizer::running || !of_softmax(o.features)) {
-    auto [out, sums] = layers::running_attention(of_softmax(o.features) ? q.body : layers::below(q, {}), k, in.v.to(wide), how, past);
-    return {out.to(type), std::move(sums)};
-  }
-  const auto hidden = in.key_mask ? optional(in.key_mask->logical_not().unsqueeze(1).unsqueeze(-1)) : std::nullopt;
-  const bool whole = o.stabilizer == layers::Stabilizer::sequence;
-  const Tensor phi_q = layers::below(q, whole ? layers::greatest(q.level) : Tensor());
-  const Tensor phi_k = layers::below(k, whole ? layers::greatest(k.level, hidden) : Tensor(), hidden);
-  const auto sums = ops::linear_attention(phi_q, phi_k, in.v.to(wide),
-                                          {.causal = how.causal, .key_mask = how.key_mask, .normalizer = how.normalizer, .eps = how.eps});
-  return {sums.out.to(type), {}};
+  auto [out, sums] = layers::feature_attention(features(o, in.q.to(wide), drawn), features(o, in.k.to(wide), drawn), in.v.to(wide),
+                                               {.stabilizer = o.stabilizer,
+                                                .causal = o.causal,
+                                                .key_mask = in.key_mask,
+                                                .normalizer = o.renormalize ? ops::Normalizer::guard : ops::Normalizer::none,
+                                                .eps = o.numerical_stabilizer.value_or(of_softmax(o.features) ? 1e-6 : 0)},
+                                               past);
+  return {out.to(type), std::move(sums)};
 }
 
 void check_step(const char* form, const Function::Options& o) {

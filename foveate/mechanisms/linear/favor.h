@@ -1,8 +1,8 @@
 // FAVOR: out_i = phi(q_i) (sum_j phi(k_j) v_j^T) / (phi(q_i) . sum_j phi(k_j)), phi(x) = f(W x), W orthogonal at random.   arXiv 2006.03555
 #pragma once
 #include <foveate/contract.h>
+#include <foveate/feature_attention.h>
 #include <foveate/heads.h>
-#include <foveate/random_features.h>
 
 namespace foveate {
 

@@ -24,49 +24,27 @@ Tensor draw(const Function::Options& o, int64_t dim, const at::TensorOptions& op
 }
 
 layers::Features features(const Function::Options& o, const Tensor& x, const Tensor& W) {
-  const Tensor scaled = x * std::sqrt(o.scale.value_or(default_scale(x)));
-  return o.features == PerformerFeatures::positive ? layers::positive_features(scaled, W, o.eps) : layers::hyperbolic_features(scaled, W, o.eps);
+  const double scale = o.scale.value_or(default_scale(x));
+  return o.features == PerformerFeatures::positive ? layers::positive_features(x, W, scale, o.eps) : layers::hyperbolic_features(x, W, scale, o.eps);
 }
 
-/// The published forms, with one maximum or none for the whole sequence, which is differentiated through.
-Tensor attend_whole(const Function::Options& o, const layers::Features& q, const layers::Features& k, const Tensor& v,
-                    const optional<Tensor>& key_mask) {
-  const auto hidden = key_mask ? optional(key_mask->logical_not().unsqueeze(1).unsqueeze(-1)) : std::nullopt;  // [B,1,M,1]
-  Tensor top_q, top_k;
-  if (o.stabilizer == Stabilizer::sequence) {
-    top_q = o.features == PerformerFeatures::positive ? q.level : layers::greatest(q.level);  // positive: each query has its own
-    top_k = layers::greatest(k.level, hidden);
-  }
-  const Tensor phi_q = layers::below(q, top_q);
-  const Tensor phi_k = layers::below(k, top_k, hidden);
-  const auto F = static_cast<double>(plain_extent(phi_k, -1));
-  ops::LinearAttention how{.causal = o.causal, .key_mask = key_mask, .normalizer = ops::Normalizer::guard, .eps = o.denominator_eps};
-  if (!o.renormalize) how.normalizer = ops::Normalizer::none;
-  else if (o.denominator == PerformerDenominator::add) how.normalizer = ops::Normalizer::add;
-  else if (o.denominator == PerformerDenominator::add_to_keys) {  // the 1/sqrt(F) of the keys is on the queries, so that the sums are sqrt(F) larger
-    const Size B = extent(phi_k, 0), H = extent(phi_k, 1);
-    how.eps = 0;
-    how.state = {.S = phi_k.new_zeros_symint({B, H, plain_extent(phi_k, -1), extent(v, 3)}),
-                 .z = phi_k.new_full_symint({B, H, plain_extent(phi_k, -1)}, o.denominator_eps * std::sqrt(F))};
-  }
-  return ops::linear_attention(phi_q / F, phi_k, v, how).out;  // 1/sqrt(F) for queries and for keys
+/// The sums before any key where s is added to each: a feature of the authors is sqrt(weight) of ours.
+layers::FeatureSums added_to_keys(const layers::Features& k, const Tensor& v, double s) {
+  const Size B = extent(v, 0), Hk = extent(v, 1);
+  const int64_t F = plain_extent(k.u, -1);
+  return {.S = v.new_zeros_symint({B, Hk, F, extent(v, 3)}), .z = v.new_full_symint({B, Hk, F}, s / std::sqrt(k.weight)), .top = {}};
 }
 
 std::pair<Tensor, layers::FeatureSums> attend(const Function::Options& o, const Function::Inputs& in, const layers::FeatureSums& past = {}) {
   const auto type = in.q.scalar_type(), wide = ops::accumulation_type(type);
-  const Tensor W = (in.projection ? *in.projection : draw(o, plain_extent(in.q, -1), in.q.options())).to(wide);
-  const auto q = features(o, in.q.to(wide), W), k = features(o, in.k.to(wide), W);
-  const Tensor v = in.v.to(wide);
-  if (o.stabilizer != Stabilizer::running) return {attend_whole(o, q, k, v, in.key_mask).to(type), {}};
-  // Each query is under its own maximum, which cancels as that of the keys does, and 1/sqrt(F) with them.
-  const Tensor phi_q = layers::below(q, q.exponent.detach().amax(-1, /*keepdim=*/true));
-  auto [out, sums] =
-      layers::running_attention(phi_q, k, v,
-                                {.causal = o.causal,
-                                 .key_mask = in.key_mask,
-                                 .normalizer = o.denominator == PerformerDenominator::add ? ops::Normalizer::add : ops::Normalizer::guard,
-                                 .eps = o.denominator_eps},
-                                past);
+  const Tensor W = (in.projection ? *in.projection : draw(o, plain_extent(in.q, -1), in.q.options())).to(wide), v = in.v.to(wide);
+  const auto k = features(o, in.k.to(wide), W);
+  layers::FeatureAttention how{.stabilizer = o.stabilizer, .causal = o.causal, .key_mask = in.key_mask, .eps = o.denominator_eps};
+  if (!o.renormalize) how.normalizer = ops::Normalizer::none;
+  else if (o.denominator == PerformerDenominator::add) how.normalizer = ops::Normalizer::add;
+  const bool to_keys = o.renormalize && o.denominator == PerformerDenominator::add_to_keys;
+  if (to_keys) how.eps = 0;
+  auto [out, sums] = layers::feature_attention(features(o, in.q.to(wide), W), k, v, how, to_keys ? added_to_keys(k, v, o.denominator_eps) : past);
   return {out.to(type), std::move(sums)};
 }
 

@@ -1,6 +1,6 @@
 #include <foveate/attention_formula.h>
+#include <foveate/feature_attention.h>
 #include <foveate/init.h>
-#include <foveate/random_features.h>
 #include <foveate/slim_performer.h>
 
 namespace foveate {
@@ -9,15 +9,16 @@ namespace {
 using Layer = SlimPerformerLayer;
 
 /// x [B,H,N,D] -> [B,H,N,R]; rfs [H,D,R] with favor+
-Tensor features(SlimFeatures type, const Tensor& x, const Tensor& rfs) {
+layers::Features features(SlimFeatures type, const Tensor& x, const Tensor& rfs) {
   switch (type) {
-    case SlimFeatures::relu: return layers::feature_map(x, layers::FeatureMap::relu);
-    case SlimFeatures::elu_plus_one: return layers::feature_map(x, layers::FeatureMap::elu_plus_one);
-    case SlimFeatures::square: return layers::feature_map(x, layers::FeatureMap::square);
-    case SlimFeatures::absolute: return layers::feature_map(x, layers::FeatureMap::absolute);
+    case SlimFeatures::relu: return layers::generalized_features(x, {}, layers::FeatureMap::relu, 0);
+    case SlimFeatures::elu_plus_one: return layers::generalized_features(x, {}, layers::FeatureMap::elu_plus_one, 0);
+    case SlimFeatures::square: return layers::generalized_features(x, {}, layers::FeatureMap::square, 0);
+    case SlimFeatures::absolute: return layers::generalized_features(x, {}, layers::FeatureMap::absolute, 0);
     case SlimFeatures::favor_plus: {
-      const Tensor scaled = x * std::pow(static_cast<double>(plain_extent(x, -1)), -0.25);
-      return (at::matmul(scaled, rfs) - scaled.square().sum(-1, /*keepdim=*/true) / 2).exp();
+      auto positive = layers::positive_features(x, rfs.transpose(-1, -2), default_scale(x));
+      positive.weight = 1;  // the denominator's constant stands beside features that are not divided by sqrt(m)
+      return positive;
     }
   }
   TORCH_CHECK(false, "slim_performer: unknown features");
@@ -40,11 +41,11 @@ std::pair<Tensor, Layer::State> attend(const Layer::Options& o, const SlimPerfor
   Tensor rfs;
   if (o.feature_type == SlimFeatures::favor_plus) rfs = (in.rfs ? *in.rfs : draw(o, x.options())).to(wide);
   const auto heads = [&](const layers::Linear& projection) { return split_heads(projection(x), o.n_heads).to(wide); };
-  const Tensor q = features(o.feature_type, heads(p.query), rfs), k = features(o.feature_type, heads(p.key), rfs);
-  auto [out, state] = ops::linear_attention(
-      q, k, heads(p.value),
-      {.causal = true, .key_mask = in.key_mask, .state = {.S = past.S, .z = past.z}, .normalizer = ops::Normalizer::add, .eps = 1e-16});
-  return {merge_heads(out).to(type), Layer::State{.S = std::move(state.S), .z = std::move(state.z)}};
+  auto [out, sums] = layers::feature_attention(
+      features(o.feature_type, heads(p.query), rfs), features(o.feature_type, heads(p.key), rfs), heads(p.value),
+      {.stabilizer = layers::Stabilizer::none, .causal = true, .key_mask = in.key_mask, .normalizer = ops::Normalizer::add, .eps = 1e-16},
+      {.S = past.S, .z = past.z, .top = {}});
+  return {merge_heads(out).to(type), Layer::State{.S = std::move(sums.S), .z = std::move(sums.z)}};
 }
 
 std::pair<Tensor, Layer::State> layer(const Layer::Options& o, const SlimPerformerBlock& p, const Layer::Inputs& in, const Layer::State& past) {
