@@ -26,7 +26,7 @@ def test_gradients_by_chunks_equal_those_of_the_whole(size: int, subtract: bool)
 
     def layer(i: int) -> Any:
         def step(x: Tensor, state: Any) -> Any:
-            out, *after = stack[i].step(x, state=state)
+            out, after = stack[i].step(x, state=state)
             return out, after
 
         return step
@@ -59,7 +59,7 @@ def test_the_language_model_trains_by_chunks() -> None:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="sum")
 
     def step(chunk: Any, state: Any) -> Any:
-        logits, *after = model.step(chunk[0], rfs=rfs, state=state)
+        logits, after = model.step(chunk[0], rfs=rfs, state=state)
         return cost(logits, chunk[1]), after
 
     cost(model(tokens[:, :-1], rfs=rfs), tokens[:, 1:]).backward()

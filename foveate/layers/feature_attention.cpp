@@ -1,5 +1,7 @@
 #include <foveate/feature_attention.h>
 
+#include <algorithm>
+
 namespace foveate::layers {
 namespace {
 
@@ -69,13 +71,15 @@ std::pair<Tensor, FeatureSums> feature_attention(const Features& q, const Featur
       tops.k = greatest(hide(k.level, hidden));
     }
   }
+  // Long vectors leave products of features that round to nothing: a denominator this small has no inverse, and its query gets zeros.
+  const double least = tops.after.defined() ? (v.scalar_type() == at::kDouble ? 1e-200 : 1e-30) : 0;
   auto [out, sums] = ops::linear_attention(below(q, tops.q), below(k, tops.k, hidden), v,
                                            {.causal = o.causal,
                                             .key_mask = o.key_mask,
                                             .log_decay = tops.log_decay,
                                             .state = {.S = past.S, .z = past.z},
                                             .normalizer = o.normalizer,
-                                            .eps = o.eps / k.weight});
+                                            .eps = std::max(o.eps / k.weight, least)});
   if (o.normalizer == ops::Normalizer::none) out = out * k.weight;
   const Tensor top = tops.after.defined() ? tops.after : sums.z.new_zeros_symint({extent(sums.z, 0), extent(sums.z, 1)});
   return {std::move(out), FeatureSums{.S = std::move(sums.S), .z = std::move(sums.z), .top = top}};

@@ -30,7 +30,7 @@ def backward_in_chunks(step: Step, chunks: Iterable[Any], *, recover: Callable[[
 
     >>> layer = foveate.nn.SlimPerformerLayer(hidden_dim=8, n_heads=2, ffn_dim=8)
     >>> def step(x, state):
-    ...     out, *state = layer.step(x, state=state)
+    ...     out, state = layer.step(x, state=state)
     ...     return out.square().sum(), state
     >>> loss = foveate.training.backward_in_chunks(step, torch.randn(1, 100, 8).split(10, 1))
     """

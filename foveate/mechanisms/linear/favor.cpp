@@ -8,6 +8,8 @@ using Function = FavorAttention;
 
 bool of_softmax(FavorFeatures features) { return features != FavorFeatures::generalized; }
 
+bool streams(const Function::Options& o) { return !of_softmax(o.features) || o.stabilizer != layers::Stabilizer::sequence; }
+
 /// Rows of W where it is drawn; none for generalized features of x itself.
 optional<int64_t> drawn_features(const Function::Options& o) { return o.nb_features || !of_softmax(o.features) ? o.nb_features : 256; }
 
@@ -16,6 +18,11 @@ void check_options(const char* form, const Function::Options& o) {
   TORCH_CHECK_VALUE(o.numerical_stabilizer.value_or(0) >= 0, form, ": numerical_stabilizer must not be negative, got ", *o.numerical_stabilizer);
   TORCH_CHECK_VALUE(o.renormalize || !of_softmax(o.features) || o.stabilizer != layers::Stabilizer::running, form,
                     ": renormalize=False needs the stabilizer sequence or none: the running maximum cancels in the division alone");
+  ops::check_memory(form, o.memory, o.chunk, streams(o));
+}
+
+void check_step(const char* form, const Function::Options& o) {
+  TORCH_CHECK_VALUE(streams(o), form, "_step: stabilizer must be running or none for the form to stream, got sequence");
 }
 
 layers::Drawn draw(const Function::Options& o, int64_t dim, const at::TensorOptions& options) {
@@ -66,13 +73,6 @@ std::pair<Tensor, layers::FeatureSums> attend(const Function::Options& o, const 
   return {out.to(type), std::move(sums)};
 }
 
-void check_step(const char* form, const Function::Options& o) {
-  TORCH_CHECK_VALUE(o.causal, form, "_step: causal must be True for the form to stream, got False");
-  TORCH_CHECK_VALUE(!of_softmax(o.features) || o.stabilizer == layers::Stabilizer::running, form,
-                    "_step: stabilizer must be running for the form to stream, got ",
-                    names<layers::Stabilizer>[static_cast<std::size_t>(o.stabilizer)]);
-}
-
 Function::Options of_layer(const FavorMultiheadAttention::Options& o) {
   return {.features = o.features,
           .kernel_fn = o.kernel_fn,
@@ -84,7 +84,9 @@ Function::Options of_layer(const FavorMultiheadAttention::Options& o) {
           .normalize_data = o.normalize_data,
           .stabilizer = o.stabilizer,
           .causal = o.causal,
-          .numerical_stabilizer = o.numerical_stabilizer};
+          .numerical_stabilizer = o.numerical_stabilizer,
+          .memory = o.memory,
+          .chunk = o.chunk};
 }
 
 layers::Heads heads(const FavorMultiheadAttention::Parameters& p) { return {.query = p.query, .key = p.key, .value = p.value, .out = p.out}; }
@@ -101,7 +103,14 @@ std::pair<Tensor, layers::FeatureSums> attend(const FavorMultiheadAttention::Opt
 
 void FavorAttention::check(const Options& o) { check_options("favor_attention", o); }
 
-Tensor FavorAttention::forward(const Options& o, const Parameters&, const Inputs& in) { return attend(o, in).first; }
+Tensor FavorAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
+  if (o.memory == Memory::full) return attend(o, in).first;
+  Inputs given = in;
+  auto drawn = draws(o, in);
+  given.projection = std::move(drawn.projection);
+  given.phase = std::move(drawn.phase);
+  return ops::by_parts<FavorAttention>(o, p, std::move(given));
+}
 
 std::pair<Tensor, FavorAttention::State> FavorAttention::step(const Options& o, const Parameters&, const Inputs& in, State&& past) {
   check_step("favor_attention", o);
@@ -112,6 +121,7 @@ std::pair<Tensor, FavorAttention::State> FavorAttention::step(const Options& o, 
 }
 
 FOVEATE_MECHANISM(FavorAttention)
+FOVEATE_BY_PARTS(FavorAttention)
 
 void FavorMultiheadAttention::check(const Options& o) {
   TORCH_CHECK_VALUE(o.embed_dim > 0, "favor_multihead_attention: embed_dim must be positive, got ", o.embed_dim);
@@ -127,7 +137,12 @@ FavorMultiheadAttention::Parameters FavorMultiheadAttention::init(const Options&
   return {.query = made.query, .key = made.key, .value = made.value, .out = made.out, .drawn = draw(of_layer(o), width, made.query.weight.options())};
 }
 
-Tensor FavorMultiheadAttention::forward(const Options& o, const Parameters& p, const Inputs& in) { return attend(o, p, in).first; }
+Tensor FavorMultiheadAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
+  if (o.memory == Memory::full) return attend(o, p, in).first;
+  Inputs given = in;
+  if (!o.causal) given.context = in.context.value_or(in.x);  // keys come before queries then
+  return ops::by_parts<FavorMultiheadAttention>(o, p, std::move(given));
+}
 
 std::pair<Tensor, FavorMultiheadAttention::State> FavorMultiheadAttention::step(const Options& o, const Parameters& p, const Inputs& in,
                                                                                 State&& past) {
@@ -136,5 +151,6 @@ std::pair<Tensor, FavorMultiheadAttention::State> FavorMultiheadAttention::step(
 }
 
 FOVEATE_MECHANISM(FavorMultiheadAttention)
+FOVEATE_BY_PARTS(FavorMultiheadAttention)
 
 }  // namespace foveate

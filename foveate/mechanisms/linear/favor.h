@@ -1,5 +1,6 @@
 // FAVOR: out_i = phi(q_i) (sum_j phi(k_j) v_j^T) / (phi(q_i) . sum_j phi(k_j)), phi(x) = f(W x), W orthogonal at random.   arXiv 2006.03555
 #pragma once
+#include <foveate/by_parts.h>
 #include <foveate/contract.h>
 #include <foveate/feature_attention.h>
 #include <foveate/heads.h>
@@ -46,6 +47,8 @@ assert (out - exact).norm() < 0.2 * exact.norm())"};
     bool causal = false;
     bool renormalize = true;
     optional<double> numerical_stabilizer;
+    Memory memory = Memory::full;
+    int64_t chunk = 1024;
     void fields(auto&& f) {
       f("features", features,
         "generalized: f(W x); sincos: cosines and sines, 2m features that estimate softmax (authors' code); cos_phase: m cosines with random phases "
@@ -65,6 +68,9 @@ assert (out - exact).norm() < 0.2 * exact.norm())"};
       f("renormalize", renormalize, "divides by phi(q).sum phi(k) (authors' code: True); False needs the stabilizer sequence or none");
       f("numerical_stabilizer", numerical_stabilizer,
         "s: a denominator within s of 0 gets 2 s more; default 1e-6 for the features of softmax, else 0 (authors' code)");
+      f("memory", memory,
+        "full: keeps features of all positions for the gradient; minimal: computes them anew, a chunk at a time, not with the stabilizer sequence");
+      f("chunk", chunk, "positions that minimal memory takes at a time");
     }
   };
   struct Inputs {
@@ -83,7 +89,8 @@ assert (out - exact).norm() < 0.2 * exact.norm())"};
   using State = layers::FeatureSums;
   static void check(const Options&);
   static Tensor forward(const Options&, const Parameters&, const Inputs&);
-  /// One draw serves a whole sequence, so that it must be given.
+  /// One draw serves a whole sequence, so that it must be given. Without `causal` the keys join the sums before any query reads them: a
+  /// memory is given once, with the first queries, and later queries come with no keys (M = 0).
   static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&);
 };
 
@@ -114,6 +121,8 @@ layer.redraw())"};
     layers::Stabilizer stabilizer = layers::Stabilizer::running;
     bool causal = false;
     optional<double> numerical_stabilizer;
+    Memory memory = Memory::full;
+    int64_t chunk = 1024;
     void fields(auto&& f) {
       f("embed_dim", embed_dim, "width E of the sequence", required);
       f("num_heads", num_heads, "heads H", required);
@@ -132,6 +141,9 @@ layer.redraw())"};
       f("causal", causal, "a query sees no key after it; the last query meets the last key");
       f("numerical_stabilizer", numerical_stabilizer,
         "s: a denominator within s of 0 gets 2 s more; default 1e-6 for the features of softmax, else 0 (authors' code)");
+      f("memory", memory,
+        "full: keeps features of all positions for the gradient; minimal: computes them anew, a chunk at a time, not with the stabilizer sequence");
+      f("chunk", chunk, "positions that minimal memory takes at a time");
     }
   };
   struct Inputs {

@@ -17,10 +17,20 @@ void check_options(const char* form, const Function::Options& o) {
                     ": renormalize=False needs the stabilizer sequence or none: the running maximum cancels in the division alone");
   TORCH_CHECK_VALUE(o.denominator != PerformerDenominator::add_to_keys || !running, form,
                     ": denominator add_to_keys needs the stabilizer sequence or none: it counts every key under one maximum");
+  ops::check_memory(form, o.memory, o.chunk, o.stabilizer != Stabilizer::sequence);
+}
+
+void check_step(const char* form, const Function::Options& o) {
+  TORCH_CHECK_VALUE(o.stabilizer != Stabilizer::sequence, form, "_step: stabilizer must be running or none for the form to stream, got sequence");
 }
 
 Tensor draw(const Function::Options& o, int64_t dim, const at::TensorOptions& options) {
   return layers::draw_projection({.features = o.nb_features, .dim = dim, .orthogonal = o.orthogonal, .row_norm = o.row_norm}, options);
+}
+
+/// The draw of a call: the given one, else a new one.
+Tensor drawn(const Function::Options& o, const Function::Inputs& in) {
+  return in.projection ? *in.projection : draw(o, plain_extent(in.q, -1), in.q.options());
 }
 
 layers::Features features(const Function::Options& o, const Tensor& x, const Tensor& W) {
@@ -37,21 +47,16 @@ layers::FeatureSums added_to_keys(const layers::Features& k, const Tensor& v, do
 
 std::pair<Tensor, layers::FeatureSums> attend(const Function::Options& o, const Function::Inputs& in, const layers::FeatureSums& past = {}) {
   const auto type = in.q.scalar_type(), wide = ops::accumulation_type(type);
-  const Tensor W = (in.projection ? *in.projection : draw(o, plain_extent(in.q, -1), in.q.options())).to(wide), v = in.v.to(wide);
+  const Tensor W = drawn(o, in).to(wide), v = in.v.to(wide);
   const auto k = features(o, in.k.to(wide), W);
   layers::FeatureAttention how{.stabilizer = o.stabilizer, .causal = o.causal, .key_mask = in.key_mask, .eps = o.denominator_eps};
   if (!o.renormalize) how.normalizer = ops::Normalizer::none;
   else if (o.denominator == PerformerDenominator::add) how.normalizer = ops::Normalizer::add;
   const bool to_keys = o.renormalize && o.denominator == PerformerDenominator::add_to_keys;
   if (to_keys) how.eps = 0;
-  auto [out, sums] = layers::feature_attention(features(o, in.q.to(wide), W), k, v, how, to_keys ? added_to_keys(k, v, o.denominator_eps) : past);
+  auto [out, sums] = layers::feature_attention(features(o, in.q.to(wide), W), k, v, how,
+                                               to_keys && !past.S.defined() ? added_to_keys(k, v, o.denominator_eps) : past);
   return {out.to(type), std::move(sums)};
-}
-
-void check_step(const char* form, const Function::Options& o) {
-  TORCH_CHECK_VALUE(o.causal, form, "_step: causal must be True for the form to stream, got False");
-  TORCH_CHECK_VALUE(o.stabilizer == Stabilizer::running, form, "_step: stabilizer must be running for the form to stream, got ",
-                    names<Stabilizer>[static_cast<std::size_t>(o.stabilizer)]);
 }
 
 Function::Options of_layer(const PerformerMultiheadAttention::Options& o) {
@@ -64,7 +69,9 @@ Function::Options of_layer(const PerformerMultiheadAttention::Options& o) {
           .eps = o.eps,
           .causal = o.causal,
           .denominator = o.denominator,
-          .denominator_eps = o.denominator_eps};
+          .denominator_eps = o.denominator_eps,
+          .memory = o.memory,
+          .chunk = o.chunk};
 }
 
 layers::Heads heads(const PerformerMultiheadAttention::Parameters& p) { return {.query = p.query, .key = p.key, .value = p.value, .out = p.out}; }
@@ -80,7 +87,12 @@ std::pair<Tensor, layers::FeatureSums> attend(const PerformerMultiheadAttention:
 
 void PerformerAttention::check(const Options& o) { check_options("performer_attention", o); }
 
-Tensor PerformerAttention::forward(const Options& o, const Parameters&, const Inputs& in) { return attend(o, in).first; }
+Tensor PerformerAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
+  if (o.memory == Memory::full) return attend(o, in).first;
+  Inputs given = in;
+  given.projection = drawn(o, in);
+  return ops::by_parts<PerformerAttention>(o, p, std::move(given));
+}
 
 std::pair<Tensor, PerformerAttention::State> PerformerAttention::step(const Options& o, const Parameters&, const Inputs& in, State&& past) {
   check_step("performer_attention", o);
@@ -89,6 +101,7 @@ std::pair<Tensor, PerformerAttention::State> PerformerAttention::step(const Opti
 }
 
 FOVEATE_MECHANISM(PerformerAttention)
+FOVEATE_BY_PARTS(PerformerAttention)
 
 void PerformerMultiheadAttention::check(const Options& o) {
   TORCH_CHECK_VALUE(o.embed_dim > 0, "performer_multihead_attention: embed_dim must be positive, got ", o.embed_dim);
@@ -110,7 +123,12 @@ PerformerMultiheadAttention::Parameters PerformerMultiheadAttention::init(const 
           .drawn = {.projection = draw(of_layer(o), width, made.query.weight.options())}};
 }
 
-Tensor PerformerMultiheadAttention::forward(const Options& o, const Parameters& p, const Inputs& in) { return attend(o, p, in).first; }
+Tensor PerformerMultiheadAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
+  if (o.memory == Memory::full) return attend(o, p, in).first;
+  Inputs given = in;
+  if (!o.causal) given.context = in.context.value_or(in.x);  // keys come before queries then
+  return ops::by_parts<PerformerMultiheadAttention>(o, p, std::move(given));
+}
 
 std::pair<Tensor, PerformerMultiheadAttention::State> PerformerMultiheadAttention::step(const Options& o, const Parameters& p, const Inputs& in,
                                                                                         State&& past) {
@@ -119,5 +137,6 @@ std::pair<Tensor, PerformerMultiheadAttention::State> PerformerMultiheadAttentio
 }
 
 FOVEATE_MECHANISM(PerformerMultiheadAttention)
+FOVEATE_BY_PARTS(PerformerMultiheadAttention)
 
 }  // namespace foveate

@@ -1,5 +1,6 @@
 // Performer (FAVOR+): linear attention on phi(x) = exp(W x - |x|^2/2), positive features of softmax, W orthogonal at random.   arXiv 2009.14794
 #pragma once
+#include <foveate/by_parts.h>
 #include <foveate/contract.h>
 #include <foveate/feature_attention.h>
 #include <foveate/heads.h>
@@ -50,6 +51,8 @@ assert (out - exact).norm() < 0.5 * exact.norm())"};
     bool renormalize = true;
     PerformerDenominator denominator = PerformerDenominator::guard;
     double denominator_eps = 0;
+    Memory memory = Memory::full;
+    int64_t chunk = 1024;
     void fields(auto&& f) {
       f("features", features, "positive (authors' code); hyperbolic: two for each row of W, of lower variance (paper, fast-transformers)");
       f("nb_features", nb_features, "rows m of W where it is drawn (authors' JAX code: 256; performer-pytorch: D ln D; fast-transformers: D / 2)");
@@ -66,6 +69,9 @@ assert (out - exact).norm() < 0.5 * exact.norm())"};
         "guard: adds 2 s where R is within s of 0 (authors' code); add: adds s (fast-transformers); add_to_keys: adds s to every sum of a key's "
         "feature (performer-pytorch, causal), not with the stabilizer running");
       f("denominator_eps", denominator_eps, "s (authors' code: eps; fast-transformers and performer-pytorch: 1e-6)");
+      f("memory", memory,
+        "full: keeps features of all positions for the gradient; minimal: computes them anew, a chunk at a time, not with the stabilizer sequence");
+      f("chunk", chunk, "positions that minimal memory takes at a time");
     }
   };
   struct Inputs {
@@ -83,7 +89,8 @@ assert (out - exact).norm() < 0.5 * exact.norm())"};
   using State = layers::FeatureSums;
   static void check(const Options&);
   static Tensor forward(const Options&, const Parameters&, const Inputs&);
-  /// One draw serves a whole sequence, so that it must be given.
+  /// One draw serves a whole sequence, so that it must be given. Without `causal` the keys join the sums before any query reads them: a
+  /// memory is given once, with the first queries, and later queries come with no keys (M = 0).
   static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&);
 };
 
@@ -114,6 +121,8 @@ layer.redraw())"};
     bool causal = false;
     PerformerDenominator denominator = PerformerDenominator::guard;
     double denominator_eps = 0;
+    Memory memory = Memory::full;
+    int64_t chunk = 1024;
     void fields(auto&& f) {
       f("embed_dim", embed_dim, "width E of the sequence", required);
       f("num_heads", num_heads, "heads H", required);
@@ -131,6 +140,9 @@ layer.redraw())"};
       f("causal", causal, "a query sees no key after it; the last query meets the last key");
       f("denominator", denominator, "guard (authors' code), add (fast-transformers) or add_to_keys (performer-pytorch, causal)");
       f("denominator_eps", denominator_eps, "s of the denominator (authors' code: eps; fast-transformers and performer-pytorch: 1e-6)");
+      f("memory", memory,
+        "full: keeps features of all positions for the gradient; minimal: computes them anew, a chunk at a time, not with the stabilizer sequence");
+      f("chunk", chunk, "positions that minimal memory takes at a time");
     }
   };
   struct Inputs {

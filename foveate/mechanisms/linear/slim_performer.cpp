@@ -34,12 +34,17 @@ Tensor draw(const Layer::Options& o, const at::TensorOptions& options) {
   return at::stack(heads);
 }
 
+/// The draw of a call: the given one, else a new one; none but with favor+.
+optional<Tensor> drawn(const Layer::Options& o, const optional<Tensor>& given, const Tensor& like) {
+  return given || o.feature_type != SlimFeatures::favor_plus ? given : draw(o, like.options());
+}
+
 /// Attention and its sums after x [B,N,E]
 std::pair<Tensor, Layer::State> attend(const Layer::Options& o, const SlimPerformerBlock& p, const Tensor& x, const Layer::Inputs& in,
                                        const Layer::State& past) {
   const auto type = x.scalar_type(), wide = ops::accumulation_type(type);  // exponentials and squares lose too much in half precision
-  Tensor rfs;
-  if (o.feature_type == SlimFeatures::favor_plus) rfs = (in.rfs ? *in.rfs : draw(o, x.options())).to(wide);
+  const auto given = drawn(o, in.rfs, x);
+  const Tensor rfs = given ? given->to(wide) : Tensor();
   const auto heads = [&](const layers::Linear& projection) { return split_heads(projection(x), o.n_heads).to(wide); };
   auto [out, sums] = layers::feature_attention(
       features(o.feature_type, heads(p.query), rfs), features(o.feature_type, heads(p.key), rfs), heads(p.value),
@@ -61,7 +66,9 @@ Layer::Options layer_options(const SlimPerformer::Options& o) {
           .ffn_dim = o.ffn_dim,
           .feature_type = o.feature_type,
           .favor_blocks = o.favor_blocks,
-          .post_layernorm = o.post_layernorm};
+          .post_layernorm = o.post_layernorm,
+          .memory = o.memory,
+          .chunk = o.chunk};
 }
 
 void check_layer(const char* form, const Layer::Options& o) {
@@ -69,6 +76,7 @@ void check_layer(const char* form, const Layer::Options& o) {
                     " and ", o.hidden_dim);
   TORCH_CHECK_VALUE(o.ffn_dim > 0, form, ": ffn_dim must be positive, got ", o.ffn_dim);
   TORCH_CHECK_VALUE(o.favor_blocks > 0, form, ": favor_blocks must be positive, got ", o.favor_blocks);
+  ops::check_memory(form, o.memory, o.chunk, true);
 }
 
 void check_draw(const char* form, SlimFeatures type, const optional<Tensor>& rfs) {
@@ -119,7 +127,10 @@ SlimPerformerBlock SlimPerformerLayer::init(const Options& o) {
           .feed_forward_norm = layers::LayerNorm::init(o.hidden_dim)};
 }
 
-Tensor SlimPerformerLayer::forward(const Options& o, const Parameters& p, const Inputs& in) { return layer(o, p, in, {}).first; }
+Tensor SlimPerformerLayer::forward(const Options& o, const Parameters& p, const Inputs& in) {
+  if (o.memory == Memory::full) return layer(o, p, in, {}).first;
+  return ops::by_parts<SlimPerformerLayer>(o, p, {.x = in.x, .key_mask = in.key_mask, .rfs = drawn(o, in.rfs, in.x)});
+}
 
 std::pair<Tensor, SlimPerformerLayer::State> SlimPerformerLayer::step(const Options& o, const Parameters& p, const Inputs& in, State&& past) {
   check_draw("slim_performer_layer", o.feature_type, in.rfs);
@@ -127,6 +138,7 @@ std::pair<Tensor, SlimPerformerLayer::State> SlimPerformerLayer::step(const Opti
 }
 
 FOVEATE_MECHANISM(SlimPerformerLayer)
+FOVEATE_BY_PARTS(SlimPerformerLayer)
 
 void SlimPerformer::check(const Options& o) {
   check_layer("slim_performer", layer_options(o));
@@ -149,7 +161,16 @@ SlimPerformer::Parameters SlimPerformer::init(const Options& o) {
   return made;
 }
 
-Tensor SlimPerformer::forward(const Options& o, const Parameters& p, const Inputs& in) { return model(o, p, in, {}).first; }
+Tensor SlimPerformer::forward(const Options& o, const Parameters& p, const Inputs& in) {
+  if (o.memory == Memory::full) return model(o, p, in, {}).first;
+  Inputs given = in;
+  if (!in.rfs && o.feature_type == SlimFeatures::favor_plus) {
+    std::vector<Tensor> each;
+    for (std::size_t l = 0; l < p.layers.size(); ++l) each.push_back(draw(layer_options(o), p.embedding.options()));
+    given.rfs = at::stack(each);
+  }
+  return ops::by_parts<SlimPerformer>(o, p, std::move(given));
+}
 
 std::pair<Tensor, SlimPerformer::State> SlimPerformer::step(const Options& o, const Parameters& p, const Inputs& in, State&& past) {
   check_draw("slim_performer", o.feature_type, in.rfs);
@@ -157,5 +178,6 @@ std::pair<Tensor, SlimPerformer::State> SlimPerformer::step(const Options& o, co
 }
 
 FOVEATE_MECHANISM(SlimPerformer)
+FOVEATE_BY_PARTS(SlimPerformer)
 
 }  // namespace foveate

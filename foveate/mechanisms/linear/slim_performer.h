@@ -1,6 +1,7 @@
 // SLiM Performer: a causal linear-attention Transformer whose layers pass on sums alone, so that gradients go chunk by chunk.   arXiv 2012.11346
 //   out_i = phi(q_i) S_i / (phi(q_i) . z_i + 1e-16), S_i = sum_{j<=i} phi(k_j) v_j^T, z_i = sum_{j<=i} phi(k_j)
 #pragma once
+#include <foveate/by_parts.h>
 #include <foveate/contract.h>
 #include <foveate/linear.h>
 #include <foveate/norm.h>
@@ -51,6 +52,8 @@ torch.testing.assert_close(torch.cat([first, rest], 1), layer(x), rtol=1e-4, ato
     SlimFeatures feature_type = SlimFeatures::square;
     int64_t favor_blocks = 1;
     bool post_layernorm = false;
+    Memory memory = Memory::full;
+    int64_t chunk = 1024;
     void fields(auto&& f) {
       f("hidden_dim", hidden_dim, "width E of the sequence", required);
       f("n_heads", n_heads, "heads H, a divisor of E", required);
@@ -58,6 +61,8 @@ torch.testing.assert_close(torch.cat([first, rest], 1), layer(x), rtol=1e-4, ato
       f("feature_type", feature_type, "phi: elementwise, or favor+, exp(R^T x - |x|^2/2) of x / D^(1/4)");
       f("favor_blocks", favor_blocks, "orthogonal blocks of D features that R has (authors' favor+_k: k)");
       f("post_layernorm", post_layernorm, "normalises the results before the residual sums, not the inputs (authors' on_gptln)");
+      f("memory", memory, "full: keeps what all positions need for the gradient; minimal: computes it anew, a chunk at a time (paper)");
+      f("chunk", chunk, "positions C that minimal memory takes at a time");
     }
   };
   struct Inputs {
@@ -103,6 +108,8 @@ torch.testing.assert_close(torch.cat([first, second], 1), model(tokens), rtol=1e
     SlimFeatures feature_type = SlimFeatures::square;
     int64_t favor_blocks = 1;
     bool post_layernorm = false;
+    Memory memory = Memory::full;
+    int64_t chunk = 1024;
     void fields(auto&& f) {
       f("vocab_size", vocab_size, "tokens that ids name", required);
       f("hidden_dim", hidden_dim, "width E of the model, a multiple of 4 and of n_heads", required);
@@ -112,6 +119,8 @@ torch.testing.assert_close(torch.cat([first, second], 1), model(tokens), rtol=1e
       f("feature_type", feature_type, "phi: elementwise, or favor+, exp(R^T x - |x|^2/2) of x / D^(1/4)");
       f("favor_blocks", favor_blocks, "orthogonal blocks of D features that R has (authors' favor+_k: k)");
       f("post_layernorm", post_layernorm, "normalises the results before the residual sums, not the inputs (authors' on_gptln)");
+      f("memory", memory, "full: keeps what all positions need for the gradient; minimal: computes it anew, a chunk at a time (paper)");
+      f("chunk", chunk, "positions C that minimal memory takes at a time");
     }
   };
   struct Inputs {
