@@ -31,30 +31,29 @@ Tensor greatest(const Tensor& level) {
 
 struct Tops {
   Tensor q, k;                 // [B,H,N or 1,1], [B,Hk,M or 1,1]; undefined: none
-  optional<Tensor> log_decay;  // [B,Hk,M]: what a key's new maximum leaves of the sums before it
+  optional<Tensor> log_decay;  // [B,Hk,M]: what each key's new maximum leaves of the sums before it
+  Tensor left;                 // [B,Hk]: what the keys' maximum leaves of the sums before them all, where log_decay does not say
   Tensor after;                // [B,Hk]
 };
 
 Tops running_tops(const Features& q, const Features& k, const FeatureAttention& o, const Tensor& past, const optional<Tensor>& hidden) {
-  Tops tops{.q = exponents(q)};
-  const Tensor level = hide(exponents(k), hidden).squeeze(-1);  // [B,Hk,M]
+  // Without constants beside the exponentials the tops cancel, and so would their gradients.
+  const auto top = [cancels = k.epsilon == 0 && o.eps == 0](const Tensor& t) { return cancels ? t.detach() : t; };
+  Tops tops{.q = top(exponents(q))};
+  const Tensor level = top(hide(exponents(k), hidden)).squeeze(-1);  // [B,Hk,M]
   const Size B = extent(level, 0), Hk = extent(level, 1), M = extent(level, 2);
-  const Tensor all = at::cat({past.defined() ? past.unsqueeze(-1) : level.new_full_symint({B, Hk, 1}, lowest), level}, -1);  // [B,Hk,1+M]
+  const Tensor before = past.defined() ? top(past) : level.new_full_symint({B, Hk}, lowest);
+  const Tensor all = at::cat({before.unsqueeze(-1), level}, -1);  // [B,Hk,1+M]
   if (o.causal) {
-    const Tensor sofar = std::get<0>(all.cummax(-1)), now = sofar.narrow_symint(-1, 1, M);
+    const Tensor so_far = std::get<0>(all.cummax(-1)), now = so_far.narrow_symint(-1, 1, M);
     tops.k = now.unsqueeze(-1);
-    tops.log_decay = sofar.narrow_symint(-1, 0, M) - now;
-    tops.after = sofar.select(-1, -1);
+    tops.log_decay = so_far.narrow_symint(-1, 0, M) - now;
+    tops.after = so_far.select(-1, -1);
   } else {
     tops.after = all.amax(-1);
     tops.k = tops.after.unsqueeze(-1).unsqueeze(-1);
+    if (past.defined()) tops.left = (before - tops.after).exp();
   }
-  // Without constants beside the exponentials the tops cancel, and so do their gradients.
-  if (k.epsilon == 0 && o.eps == 0)
-    return {.q = tops.q.detach(),
-            .k = tops.k.detach(),
-            .log_decay = tops.log_decay ? optional(tops.log_decay->detach()) : std::nullopt,
-            .after = tops.after.detach()};
   return tops;
 }
 
@@ -71,13 +70,15 @@ std::pair<Tensor, FeatureSums> feature_attention(const Features& q, const Featur
       tops.k = greatest(hide(k.level, hidden));
     }
   }
+  ops::LinearState state{.S = past.S, .z = past.z};
+  if (tops.left.defined()) state = {.S = past.S * tops.left.unsqueeze(-1).unsqueeze(-1), .z = past.z * tops.left.unsqueeze(-1)};
   // Long vectors leave products of features that round to nothing: a denominator this small has no inverse, and its query gets zeros.
   const double least = tops.after.defined() ? (v.scalar_type() == at::kDouble ? 1e-200 : 1e-30) : 0;
   auto [out, sums] = ops::linear_attention(below(q, tops.q), below(k, tops.k, hidden), v,
                                            {.causal = o.causal,
                                             .key_mask = o.key_mask,
                                             .log_decay = tops.log_decay,
-                                            .state = {.S = past.S, .z = past.z},
+                                            .state = state,
                                             .normalizer = o.normalizer,
                                             .eps = std::max(o.eps / k.weight, least)});
   if (o.normalizer == ops::Normalizer::none) out = out * k.weight;
