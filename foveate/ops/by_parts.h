@@ -7,18 +7,10 @@
 // FOVEATE_BY_PARTS(F) in its .cpp file. Inputs are cut where their shapes say N, the queries, or M, the keys; without `causal` all keys
 // are taken before the first query. What forward draws at random must be among the inputs.
 #pragma once
+#include <foveate/memory.h>
 #include <foveate/op.h>
 
-namespace foveate {
-
-/// What a form keeps for its gradient.
-enum class Memory {
-  full,     ///< what autograd keeps: features of all positions
-  minimal,  ///< its inputs alone; the rest is computed anew, one chunk at a time
-};
-template <> inline constexpr auto names<Memory> = std::array<std::string_view, 2>{"full", "minimal"};
-
-namespace ops {
+namespace foveate::ops {
 
 /// A form as a function of tensors, absent ones undefined; no state starts.
 struct Parted {
@@ -140,7 +132,6 @@ template <class F> Tensor by_parts(typename F::Options options, typename F::Para
   return stack.back().toTensor();
 }
 
-}  // namespace ops
-}  // namespace foveate
+}  // namespace foveate::ops
 
 #define FOVEATE_BY_PARTS(F) [[maybe_unused]] static const int by_parts_##F = ::foveate::ops::ByParts<F>::add();

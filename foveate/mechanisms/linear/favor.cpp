@@ -1,4 +1,5 @@
 #include <foveate/attention_formula.h>
+#include <foveate/by_parts.h>
 #include <foveate/favor.h>
 
 namespace foveate {

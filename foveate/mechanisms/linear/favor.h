@@ -1,9 +1,9 @@
 // FAVOR: out_i = phi(q_i) (sum_j phi(k_j) v_j^T) / (phi(q_i) . sum_j phi(k_j)), phi(x) = f(W x), W orthogonal at random.   arXiv 2006.03555
 #pragma once
-#include <foveate/by_parts.h>
 #include <foveate/contract.h>
 #include <foveate/feature_attention.h>
 #include <foveate/heads.h>
+#include <foveate/memory.h>
 
 namespace foveate {
 

@@ -1,9 +1,9 @@
 // Performer (FAVOR+): linear attention on phi(x) = exp(W x - |x|^2/2), positive features of softmax, W orthogonal at random.   arXiv 2009.14794
 #pragma once
-#include <foveate/by_parts.h>
 #include <foveate/contract.h>
 #include <foveate/feature_attention.h>
 #include <foveate/heads.h>
+#include <foveate/memory.h>
 
 namespace foveate {
 

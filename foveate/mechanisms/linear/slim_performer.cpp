@@ -1,4 +1,5 @@
 #include <foveate/attention_formula.h>
+#include <foveate/by_parts.h>
 #include <foveate/feature_attention.h>
 #include <foveate/init.h>
 #include <foveate/slim_performer.h>

@@ -1,9 +1,9 @@
 // SLiM Performer: a causal linear-attention Transformer whose layers pass on sums alone, so that gradients go chunk by chunk.   arXiv 2012.11346
 //   out_i = phi(q_i) S_i / (phi(q_i) . z_i + 1e-16), S_i = sum_{j<=i} phi(k_j) v_j^T, z_i = sum_{j<=i} phi(k_j)
 #pragma once
-#include <foveate/by_parts.h>
 #include <foveate/contract.h>
 #include <foveate/linear.h>
+#include <foveate/memory.h>
 #include <foveate/norm.h>
 
 namespace foveate {
