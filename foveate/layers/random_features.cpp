@@ -8,9 +8,6 @@
 namespace foveate::layers {
 namespace {
 
-/// The top of nothing: finite, so that differences are never NaN.
-constexpr double lowest = -1e30;
-
 /// D orthonormal rows, uniform over rotations and reflections: the signs of a QR factorisation are chosen by its algorithm, so that
 /// those of R's diagonal are given back.
 Tensor rotation(int64_t dim, const at::TensorOptions& options, const optional<at::Generator>& generator) {
@@ -19,12 +16,12 @@ Tensor rotation(int64_t dim, const at::TensorOptions& options, const optional<at
   return (Q * at::where(diagonal < 0, -at::ones_like(diagonal), at::ones_like(diagonal))).t();
 }
 
-/// |x|^2/2 of x [...,D] -> [...,1]
-Tensor half_square(const Tensor& x) { return x.square().sum(-1, /*keepdim=*/true) / 2; }
+/// W y, and |y|^2/2 [...,1], of y = sqrt(scale) x
+std::pair<Tensor, Tensor> project(const Tensor& x, const Tensor& W, double scale) {
+  return {at::matmul(x, W.transpose(-1, -2) * std::sqrt(scale)), x.square().sum(-1, /*keepdim=*/true) * (scale / 2)};
+}
 
-double root_features(const Tensor& W) { return std::sqrt(static_cast<double>(plain_extent(W, 0))); }
-
-Tensor hide(const Tensor& x, const optional<Tensor>& hidden, double value) { return hidden ? x.masked_fill(*hidden, value) : x; }
+double per_row(const Tensor& W) { return 1 / static_cast<double>(plain_extent(W, -2)); }
 
 }  // namespace
 
@@ -52,73 +49,24 @@ Features generalized_features(const Tensor& x, const optional<Tensor>& W, Featur
   return {.body = feature_map(W ? at::linear(x, *W) : x, f), .epsilon = epsilon};
 }
 
-Features sincos_features(const Tensor& x, const Tensor& W) {
-  const Tensor u = at::linear(x, W), h = half_square(x);
-  return {.body = at::cat({u.cos(), u.sin()}, -1) / root_features(W), .exponent = h, .level = h};
+Features sincos_features(const Tensor& x, const Tensor& W, double scale) {
+  const auto [u, h] = project(x, W, scale);
+  return {.body = at::cat({u.cos(), u.sin()}, -1), .shift = h, .level = h, .weight = per_row(W)};
 }
 
-Features cos_phase_features(const Tensor& x, const Tensor& W, const Tensor& phase) {
-  const Tensor h = half_square(x);
-  return {.body = at::linear(x, W, phase).cos() * (std::numbers::sqrt2 / root_features(W)), .exponent = h, .level = h};
+Features cos_phase_features(const Tensor& x, const Tensor& W, const Tensor& phase, double scale) {
+  const auto [u, h] = project(x, W, scale);
+  return {.body = (u + phase).cos(), .shift = h, .level = h, .weight = 2 * per_row(W)};
 }
 
-Features positive_features(const Tensor& x, const Tensor& W, double epsilon) {
-  const Tensor u = at::linear(x, W);
-  return {.exponent = u - half_square(x), .level = u.amax(-1, /*keepdim=*/true), .epsilon = epsilon};
+Features positive_features(const Tensor& x, const Tensor& W, double scale, double epsilon) {
+  const auto [u, h] = project(x, W, scale);
+  return {.u = u, .shift = -h, .level = u.amax(-1, /*keepdim=*/true), .own = true, .epsilon = epsilon, .weight = per_row(W)};
 }
 
-Features hyperbolic_features(const Tensor& x, const Tensor& W, double epsilon) {
-  const Tensor u = at::linear(x, W), h = half_square(x);
-  return {.exponent = at::cat({u, -u}, -1) - h, .level = 2 * h, .epsilon = epsilon};
-}
-
-Tensor below(const Features& x, const Tensor& top, const optional<Tensor>& hidden) {
-  Tensor phi = x.body;
-  if (x.exponent.defined()) {
-    const Tensor growth = hide(top.defined() ? x.exponent - top : x.exponent, hidden, 0).exp();
-    phi = phi.defined() ? phi * growth : growth;
-  }
-  return x.epsilon == 0 ? phi : phi + x.epsilon;
-}
-
-Tensor greatest(const Tensor& level, const optional<Tensor>& hidden) {
-  // One more position, below all others: there may be none.
-  return at::constant_pad_nd(hide(level, hidden, lowest), {0, 0, 1, 0}, lowest).amax(-2, /*keepdim=*/true);
-}
-
-std::pair<Tensor, FeatureSums> running_attention(const Tensor& q, const Features& k, const Tensor& v, const FeatureAttention& o,
-                                                 const FeatureSums& past) {
-  const auto hidden = o.key_mask ? optional(o.key_mask->logical_not().unsqueeze(1).unsqueeze(-1)) : std::nullopt;  // [B,1,M,1]
-  const Size M = extent(v, 2);
-  FeatureSums next;
-  Tensor top;                  // [B,Hk,M or 1,1]
-  optional<Tensor> log_decay;  // [B,Hk,M]
-  if (k.exponent.defined()) {
-    const Tensor level = hide(k.exponent.detach().amax(-1, /*keepdim=*/true), hidden, lowest).squeeze(-1);  // [B,Hk,M]
-    const Tensor before = past.top.defined() ? past.top.unsqueeze(-1) : level.new_full_symint({extent(v, 0), extent(v, 1), 1}, lowest);
-    const Tensor all = at::cat({before, level}, -1);  // [B,Hk,1+M]
-    if (o.causal) {
-      const Tensor tops = std::get<0>(all.cummax(-1)), now = tops.narrow_symint(-1, 1, M);
-      log_decay = tops.narrow_symint(-1, 0, M) - now;
-      top = now.unsqueeze(-1);
-      next.top = tops.select(-1, -1);
-    } else {
-      next.top = all.amax(-1);
-      top = next.top.unsqueeze(-1).unsqueeze(-1);
-    }
-  }
-  const Tensor keys = below(k, top, hidden);  // [B,Hk,M,F]
-  if (!next.top.defined()) next.top = keys.new_zeros_symint({extent(v, 0), extent(v, 1)});
-  auto sums = ops::linear_attention(q, keys, v,
-                                    {.causal = o.causal,
-                                     .key_mask = o.key_mask,
-                                     .log_decay = log_decay,
-                                     .state = {.S = past.S, .z = past.z},
-                                     .normalizer = o.normalizer,
-                                     .eps = o.eps});
-  next.S = std::move(sums.state.S);
-  next.z = std::move(sums.state.z);
-  return {std::move(sums.out), std::move(next)};
+Features hyperbolic_features(const Tensor& x, const Tensor& W, double scale, double epsilon) {
+  const auto [u, h] = project(x, W, scale);
+  return {.u = at::cat({u, -u}, -1), .shift = -h, .level = 2 * h, .epsilon = epsilon, .weight = per_row(W) / 2};
 }
 
 namespace {

@@ -219,10 +219,11 @@ int add(const std::string& schema, Parts parts) {
   for (const auto key : {Key::CompositeImplicitAutograd, Key::FuncTorchBatchedDecomposition}) implement(names.formula, key, parts.formula.make());
 
   define(schema);
-  implement(names.primitive, Key::CompositeExplicitAutograd, boxed(call_formula));
+  const auto kernel_key = parts.any_device ? Key::CompositeExplicitAutograd : Key::CPU;
+  if (!parts.any_device) implement(names.primitive, Key::CompositeExplicitAutograd, boxed(call_formula));
   implement(names.primitive, Key::FuncTorchBatchedDecomposition, boxed(call_formula));
   implement(names.primitive, Key::Meta, parts.meta.make());
-  if (parts.cpu) implement(names.primitive, Key::CPU, parts.cpu->make());
+  if (parts.cpu) implement(names.primitive, kernel_key, parts.cpu->make());
   implement(names.primitive, Key::Autograd,
             boxed([names](const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack& stack) { run_with_gradient(names, op, keys, stack); }));
 
@@ -233,16 +234,17 @@ int add(const std::string& schema, Parts parts) {
     return found;
   };
   const auto below_autograd = [by_formula](const Backward& call) {
-    // Below autograd its keys are excluded; differentiating the formula needs them back.
-    const auto local = c10::impl::tls_local_dispatch_key_set();
-    const c10::impl::ForceDispatchKeyGuard above(local.included_, local.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView);
+    const Recording recording;
     return by_formula(call);
   };
-  implement(names.backward, Key::CompositeExplicitAutograd, boxed([below_autograd](const c10::OperatorHandle& op, c10::DispatchKeySet, Stack& stack) {
-              give(op, stack, below_autograd(read_backward(arguments_of(op, stack))));
-            }));
+  if (!parts.any_device) {
+    implement(names.backward, Key::CompositeExplicitAutograd,
+              boxed([below_autograd](const c10::OperatorHandle& op, c10::DispatchKeySet, Stack& stack) {
+                give(op, stack, below_autograd(read_backward(arguments_of(op, stack))));
+              }));
+  }
   if (parts.cpu_backward) {
-    implement(names.backward, Key::CPU,
+    implement(names.backward, kernel_key,
               boxed([below_autograd, kernel = *parts.cpu_backward](const c10::OperatorHandle& op, c10::DispatchKeySet, Stack& stack) {
                 const Backward call = read_backward(arguments_of(op, stack));
                 auto found = kernel.run(call);

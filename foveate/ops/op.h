@@ -9,6 +9,8 @@
 // Gradients of gradients differentiate the formula. A public function ops::x checks its arguments and calls foveate::_x.
 #pragma once
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <foveate/contract.h>
 #include <foveate/tensor.h>
 #include <torch/library.h>
@@ -107,6 +109,14 @@ struct Parts {
   Kernel meta;  ///< shapes and dtypes of the results
   std::optional<Kernel> cpu = {};
   std::optional<BackwardKernel> cpu_backward = {};
+  bool any_device = false;  ///< the kernels are ATen calls, and serve every device
+};
+
+/// While it lives, autograd records, although the dispatcher is below it: for gradients found by differentiating within a kernel.
+class Recording {
+  at::AutoGradMode grad_mode_{true};
+  c10::impl::ForceDispatchKeyGuard above_{c10::impl::tls_local_dispatch_key_set().included_,
+                                          c10::impl::tls_local_dispatch_key_set().excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView};
 };
 
 /// Registers the operators of `_x`; `schema` is that of `_x`, without aliases. Stands once per primitive, in its .cpp file.

@@ -73,15 +73,12 @@ template <class F> class ModuleImpl final : public registry::LayerModule {
 
   /// Draws new initial values in place.
   void reset_parameters() {
-    const torch::NoGradGuard no_grad;
-    Parameters fresh = initial(options_);
-    std::vector<Tensor> drawn;
-    registry::for_each_tensor(fresh, [&](const std::string&, Tensor& tensor, Role) { drawn.push_back(tensor); });
-    auto next = drawn.begin();
-    registry::for_each_tensor(tensors_, [&](const std::string&, Tensor& tensor, Role) {
-      if (tensor.defined()) tensor.copy_(*next);
-      ++next;
-    });
+    renew([](const std::string&) { return true; });
+  }
+
+  /// Draws anew what was drawn at random, such as the projection of random features, in place: the buffers below `drawn`.
+  void redraw() {
+    renew([](const std::string& path) { return ("." + path).find(".drawn.") != std::string::npos; });
   }
 
   std::shared_ptr<torch::nn::Module> clone(const optional<torch::Device>& device = std::nullopt) const override {
@@ -127,6 +124,18 @@ template <class F> class ModuleImpl final : public registry::LayerModule {
       });
     }
     return made;
+  }
+
+  template <class Chosen> void renew(Chosen chosen) {
+    const torch::NoGradGuard no_grad;
+    Parameters fresh = initial(options_);
+    std::vector<Tensor> drawn;
+    registry::for_each_tensor(fresh, [&](const std::string&, Tensor& tensor, Role) { drawn.push_back(tensor); });
+    auto next = drawn.begin();
+    registry::for_each_tensor(tensors_, [&](const std::string& path, Tensor& tensor, Role) {
+      if (tensor.defined() && chosen(path)) tensor.copy_(*next);
+      ++next;
+    });
   }
 
   void check(Inputs inputs) {

@@ -91,6 +91,20 @@ class Layer(torch.nn.Module):
                 if slot["present"]:
                     getattr(self._group(groups), leaf).copy_(next(remaining))
 
+    def redraw(self) -> None:
+        """Draws anew what was drawn at random, such as the projection of random features, from the global generator and in place; what is
+        trained stays. Such draws are the buffers below `drawn`."""
+        places = [groups for groups, _, _ in self._slots if "drawn" in groups]
+        if not places:
+            raise TypeError(f"{type(self).__name__} keeps no random draw")
+        tensors, slots = self._initial()
+        remaining = iter(tensors)
+        with torch.no_grad():
+            for (groups, leaf, _), slot in zip(self._slots, slots, strict=True):
+                fresh = next(remaining) if slot["present"] else None
+                if fresh is not None and "drawn" in groups:
+                    getattr(self._group(groups), leaf).copy_(fresh)
+
     def _group(self, groups: tuple[str, ...]) -> torch.nn.Module:
         place: torch.nn.Module = self
         for group in groups:

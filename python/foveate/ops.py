@@ -161,3 +161,29 @@ def linear_attention(
         eps=eps, offset=offset,
     )  # fmt: skip
     return (out, (S, z)) if return_state else out
+
+
+def random_projection(
+    features: int,
+    dim: int,
+    *,
+    orthogonal: bool = True,
+    row_norm: str = "gaussian",
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draws the projection W [features, dim] of random features, from the global generator by default.
+
+    orthogonal: rows are orthogonal within blocks of dim, uniform in direction, else independent and standard normal. row_norm: how long
+    orthogonal rows are. gaussian: as independent standard normal rows; sqrt_dim: sqrt(dim).
+
+    >>> W = foveate.random_projection(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> products = W[:4] @ W[:4].T
+    >>> torch.testing.assert_close(products, products.diagonal().diag())
+    """
+    place = None if device is None else torch.device(device)
+    W: Tensor = torch.ops.foveate.random_projection(
+        features, dim, orthogonal=orthogonal, row_norm=row_norm, generator=generator, dtype=dtype, device=place
+    )
+    return W

@@ -50,6 +50,10 @@ def _set(size: Size) -> dict[str, Any]:
     return {"dim": size.width, "num_heads": size.heads}
 
 
+def _slim(size: Size) -> dict[str, Any]:
+    return {"hidden_dim": size.width, "n_heads": size.heads, "ffn_dim": size.width}
+
+
 def _star(size: Size) -> dict[str, Any]:
     return {"embed_dim": size.width, "num_layers": 1, "num_heads": size.heads, "head_dim": size.width // size.heads}
 
@@ -77,6 +81,8 @@ def _spans(x: Tensor, most: int) -> Tensor:
     return F.adaptive_avg_pool1d(x.mT, min(most, max(1, x.shape[1] // 8))).mT
 
 
+HYPERBOLIC = {"features": "hyperbolic", "nb_features": 128}  # as many features as 256 positive ones
+
 ROWS: tuple[Row, ...] = (
     Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
@@ -91,6 +97,16 @@ ROWS: tuple[Row, ...] = (
     Row("RandomFeatureAttention", "RFA (64 sines and cosines)", "qkv", "approximate"),
     Row("RandomFeatureAttention", "RFA (64 arc-cosine features)", "qkv", "approximate", lambda size: {"feature_map": "arccos"}),
     Row("FastWeightAttention", "DPFP (sum rule, nu 2)", "qkv", "approximate", lambda size: {"update": "sum", "attention_norm": "query"}),
+    Row("FavorAttention", "FAVOR (ReLU)", "qkv", "different"),
+    Row("FavorAttention", "FAVOR (trigonometric, 256 directions)", "qkv", "approximate", lambda size: {"features": "sincos"}),
+    Row("PerformerAttention", "Performer (256 features)", "qkv", "approximate"),
+    Row(
+        "PerformerAttention",
+        "Performer (hyperbolic, 2 x 128 features)",
+        "qkv",
+        "approximate",
+        lambda size: {"features": "hyperbolic", "nb_features": 128},
+    ),
     Row("LinformerAttention", "Linformer (learned, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "linear")),
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
     Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
@@ -123,6 +139,9 @@ ROWS: tuple[Row, ...] = (
     Row("LinearTransformer", "Linear Transformer layer", "vectors", "different", lambda size: {"d_model": size.width, "n_heads": size.heads}),
     Row("RFA", "RFA layer", "vectors", "different", _layer),
     Row("FastWeightLayer", "Fast-weight layer (causal)", "vectors", "different", lambda size: {"d_model": size.width, "n_head": size.heads}),
+    Row("FavorMultiheadAttention", "FAVOR layer (ReLU)", "vectors", "different", _layer),
+    Row("PerformerMultiheadAttention", "Performer layer (256 features)", "vectors", "different", _layer),
+    Row("SlimPerformerLayer", "SLiM Performer layer (causal)", "vectors", "different", _slim),
     Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
     Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(size)),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
@@ -172,6 +191,7 @@ REASONS = {
     "LinformerEncoder": "is a whole model",
     "SetTransformer": "is a whole model",
     "TransformerXL": "is a whole model",
+    "SlimPerformer": "is a whole model",
     "DietEncoder": "is a whole model",
     "DietLanguageModel": "is a whole model",
     "MultiScaleTopDown": "is a whole model",

@@ -6,6 +6,7 @@ A BERT of 6 layers, 12 heads of 32, 512 positions. It turns a text into the quer
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +35,9 @@ class LayerState:
 class MiniLM:
     """The encoder: `tokens` gives token ids, `layer_state` what a layer's attention reads, `embed` a vector."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention) -> None:
         self.folder = folder or _installed_folder()
+        self.attend = attend  # q, k and v, [1,H,T,D]: another one shows what it does to a model that was trained with softmax
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -75,7 +77,7 @@ class MiniLM:
     def _layer(self, x: Tensor, index: int) -> Tensor:
         name = f"encoder.layer.{index}"
         q, k, v = self._heads(x, index)
-        read = F.scaled_dot_product_attention(q[None], k[None], v[None])[0].transpose(0, 1).flatten(1)  # [T,E]
+        read = self.attend(q[None], k[None], v[None])[0].transpose(0, 1).flatten(1)  # [T,E]
         x = self._norm(x + self._linear(read, f"{name}.attention.output.dense"), f"{name}.attention.output.LayerNorm")
         hidden = F.gelu(self._linear(x, f"{name}.intermediate.dense"))
         return self._norm(x + self._linear(hidden, f"{name}.output.dense"), f"{name}.output.LayerNorm")
