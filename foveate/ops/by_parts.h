@@ -122,7 +122,7 @@ template <class F> Tensor by_parts(typename F::Options options, typename F::Para
   WriteArguments write{stack};
   inputs.fields(write);
   if (ByParts<F>::info().listed) {
-    stack.emplace_back(tensors_in(parameters));
+    stack.emplace_back(tensors_in(std::move(parameters)));
     stack.emplace_back(std::vector<Tensor>());
   } else if constexpr (!registry::HasShape<F>) {
     parameters.fields(write);

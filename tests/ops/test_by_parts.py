@@ -77,3 +77,26 @@ def test_what_looks_at_all_keys_at_once_is_refused() -> None:
         foveate.performer_attention(x, x, x, memory="minimal", stabilizer="sequence")
     with pytest.raises(ValueError, match="chunk must be positive"):
         foveate.favor_attention(x, x, x, memory="minimal", chunk=0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_gradients_can_be_differentiated_again(causal: bool) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, 1, 4, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    W = foveate.random_projection(3, 2, dtype=torch.float64)
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return foveate.performer_attention(q, k, v, projection=W, causal=causal, memory="minimal", chunk=3)
+
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def test_half_precision_sums_gradients_of_parameters_in_single() -> None:
+    torch.manual_seed(0)
+    layer = foveate.nn.PerformerMultiheadAttention(embed_dim=8, num_heads=2, nb_features=8, causal=True, memory="minimal", chunk=2)
+    x, w = torch.randn(2, 200, 8), torch.randn(200, 8)
+    want = torch.autograd.grad((layer(x) * w).sum(), layer.value.weight)[0]
+    layer.to(torch.bfloat16)
+    got = torch.autograd.grad((layer(x.bfloat16()) * w.bfloat16()).sum(), layer.value.weight)[0]
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - want).norm() < 0.02 * want.norm()

@@ -81,8 +81,6 @@ def _spans(x: Tensor, most: int) -> Tensor:
     return F.adaptive_avg_pool1d(x.mT, min(most, max(1, x.shape[1] // 8))).mT
 
 
-HYPERBOLIC = {"features": "hyperbolic", "nb_features": 128}  # as many features as 256 positive ones
-
 ROWS: tuple[Row, ...] = (
     Row("Attention", "Exact attention (foveate)", "qkv", "exact"),
     Row("ShawAttention", "Shaw relative positions", "qkv", "different", lambda size: {"head_dim": size.width}),
