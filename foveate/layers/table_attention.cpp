@@ -19,9 +19,9 @@ Tensor table_attention(const Tensor& scores, const Tensor& v, bool causal, const
   const auto type = ops::accumulation_type(scores.scalar_type());
   Tensor s = scores.to(type);
   if (causal) s = s.masked_fill(causal_mask(s).logical_not(), -std::numeric_limits<double>::infinity());
-  const Tensor weights = s.softmax(-1).to(v.scalar_type());           // [H,N,M], once for the batch
-  const Tensor side_by_side = v.permute({1, 2, 0, 3}).flatten(2);     // [H,M,B Dv]
-  const Tensor out = at::matmul(weights, side_by_side);               // [H,N,B Dv]
+  const Tensor weights = s.softmax(-1).to(v.scalar_type());        // [H,N,M], once for the batch
+  const Tensor side_by_side = v.permute({1, 2, 0, 3}).flatten(2);  // [H,M,B Dv]
+  const Tensor out = at::matmul(weights, side_by_side);            // [H,N,B Dv]
   return out.unflatten_symint(2, {extent(v, 0), extent(v, 3)}).permute({2, 0, 1, 3});
 }
 

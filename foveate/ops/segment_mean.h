@@ -20,5 +20,4 @@ FOVEATE_API Tensor whole_slots(const Tensor& x, int64_t c);
 }  // namespace foveate::ops
 
 namespace foveate {
-template <> inline constexpr auto names<ops::Segments> = std::array<std::string_view, 2>{"uneven", "left_padded"};
-}  // namespace foveate
+  template <> inline constexpr auto names<ops::Segments> = std::array<std::string_view, 2>{"uneven", "left_padded"}; }  // namespace foveate

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests.contract import Case, call, published
@@ -9,8 +10,12 @@ from tests.mechanisms.synthesizer import FIXED, LONG, SMALL, _all_but_last
 
 X = {"B": 2, "N": 9, "E": 8}
 LAYER = {"embed_dim": 8, "num_heads": 2}
-GATE: Any = lambda s, g: __import__("torch").randn(2, generator=g, dtype=__import__("torch").float64)
-TABLE: Any = {"length": (), "lengths_fixed": FIXED, "gradcheck": SMALL, "make": {"key_mask": lambda s, g: _all_but_last(s), "head_gate": GATE}}
+TABLE: Any = {
+    "length": (),
+    "lengths_fixed": FIXED,
+    "gradcheck": SMALL,
+    "make": {"key_mask": lambda s, g: _all_but_last(s), "head_gate": lambda s, g: torch.randn(2, generator=g, dtype=torch.float64)},
+}
 
 CASES = [
     Case("input_independent_attention", X, {**LAYER, "max_len": 12}, given=("key_mask", "head_gate"), mask="key_mask", **TABLE),

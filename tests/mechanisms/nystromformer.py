@@ -22,7 +22,8 @@ CASES = [
     Case("nystrom_attention", QKV, {"num_landmarks": 4, "masking": "counted"}, given=("key_mask",), mask="key_mask", gradcheck=SMALL, **FEW),
     Case("nystromformer", X, {**LAYER, "conv_kernel_size": 5}, given=("key_mask",), mask="key_mask", hidden_is_zero=False,
          gradcheck={"B": 1, "N": 5}, **FEW),
-    Case("nystromformer", X, {**LAYER, "head_dim": 3, "bias": False, "value_residual": True, "pinv_iterations": 4}, gradcheck={"B": 1, "N": 5}, **FEW),
+    Case("nystromformer", X, {**LAYER, "head_dim": 3, "bias": False, "value_residual": True, "pinv_iterations": 4},
+         gradcheck={"B": 1, "N": 5}, **FEW),
     Case("nystromformer", X, {**LAYER, "out_projection": False, "masking": "keys"}, given=("key_mask",), mask="key_mask", gradcheck={"B": 1, "N": 5},
          **FEW),
 ]  # fmt: skip

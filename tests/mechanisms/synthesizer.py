@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests.contract import Case, call, published
@@ -24,8 +25,6 @@ def _case(*kinds: str, masked: bool = False, **options: Any) -> Case:
 
 
 def _all_but_last(sizes: Any) -> Tensor:
-    import torch
-
     return torch.arange(sizes["N"]).expand(sizes["B"], -1) < max(1, sizes["N"] - 1)
 
 

@@ -122,7 +122,8 @@ RULES: list[Known] = [
     dense(torch.zeros(0, 0, dtype=torch.bool)),
 ]
 RULES += [
-    Known(patterns.staircase(step, first), lambda i, j, h, s=step, f=first: s * j + f <= i) for step, first in ((1, 0), (3, 2), (4, 0), (16, 15), (7, -9))
+    Known(patterns.staircase(step, first), lambda i, j, h, s=step, f=first: s * j + f <= i)
+    for step, first in ((1, 0), (3, 2), (4, 0), (16, 15), (7, -9))
 ]
 RULES += [shifted(RULES[at], by) for at, by in ((1, 3), (-1, 2), (-4, 5), (-6, 1))]
 RULES += [shifted(Known(patterns.block_diagonal(6), lambda i, j, h: i // 6 == j // 6), by) for by in (0, 3, 16, 60)]

@@ -83,7 +83,7 @@ InputIndependentAttention::Parameters InputIndependentAttention::init(const Opti
 Tensor InputIndependentAttention::forward(const Options& o, const Parameters& p, const Inputs& in) { return run(o, p, in, {}).first; }
 
 std::pair<Tensor, InputIndependentAttention::State> InputIndependentAttention::step(const Options& o, const Parameters& p, const Inputs& in,
-                                                                                   State&& past) {
+                                                                                    State&& past) {
   TORCH_CHECK_VALUE(o.causal, "input_independent_attention_step: causal must be True for the form to stream, got False");
   return run(o, p, in, past);
 }

@@ -16,9 +16,15 @@ Tensor map(const Tensor& w, const Tensor& x) { return at::bmm(x, w.transpose(0, 
 /// x [B,N,E] -> [B,K,E]: the convolution whose stride is its width is one product with whole slots, for each group of features.
 Tensor convolve(const layers::Convolution& conv, const Tensor& x) {
   const int64_t c = conv.weight.size(2), width = conv.weight.size(1), groups = plain_extent(x, 2) / width;
-  const Tensor slots = ops::whole_slots(x, c).unflatten(3, {groups, width}).permute({0, 3, 1, 2, 4}).flatten(3);  // [B,groups,K,c width]
-  const Tensor w = conv.weight.unflatten(0, {groups, -1}).transpose(2, 3).flatten(2);                            // [groups,out,c width]
-  const Tensor out = at::matmul(slots, w.transpose(1, 2)).transpose(1, 2).flatten(2);                             // [B,K,E]
+  const Tensor runs = ops::whole_slots(x, c);                                          // [B,K,c,E]
+  const Tensor w = conv.weight.unflatten(0, {groups, -1}).transpose(2, 3).flatten(2);  // [groups,out,c width]
+  Tensor out;                                                                          // [B,K,E]
+  if (groups == 1) {
+    out = map(w.squeeze(0), runs.flatten(2));
+  } else {
+    const Tensor parts = runs.unflatten(3, {groups, width}).permute({0, 3, 1, 2, 4}).flatten(3);  // [B,groups,K,c width]
+    out = at::matmul(parts, w.transpose(1, 2)).transpose(1, 2).flatten(2);
+  }
   return conv.bias ? out + *conv.bias : out;
 }
 
@@ -129,7 +135,7 @@ Tensor MemoryCompressedAttention::forward(const Options& o, const Parameters& p,
 }
 
 std::pair<Tensor, MemoryCompressedAttention::State> MemoryCompressedAttention::step(const Options& o, const Parameters& p, const Inputs& in,
-                                                                                   State&& past) {
+                                                                                    State&& past) {
   TORCH_CHECK_VALUE(o.causal, "memory_compressed_attention_step: causal must be True for the form to stream, got False");
   TORCH_CHECK_VALUE(!o.left_padded, "memory_compressed_attention_step: left_padded must be False for the form to stream: padding moves every slot");
   const int64_t c = o.compression_factor, extra = leads_with_token(o) ? 1 : 0;
@@ -150,9 +156,7 @@ std::pair<Tensor, MemoryCompressedAttention::State> MemoryCompressedAttention::s
 
 FOVEATE_MECHANISM(MemoryCompressedAttention)
 
-void BlockLocalAttention::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.block > 0, "block_local_attention: block must be positive, got ", o.block);
-}
+void BlockLocalAttention::check(const Options& o) { TORCH_CHECK_VALUE(o.block > 0, "block_local_attention: block must be positive, got ", o.block); }
 
 Tensor BlockLocalAttention::forward(const Options& o, const Parameters&, const Inputs& in) {
   const ops::Attention how{.key_mask = in.key_mask, .causal = o.causal, .scale = o.scale};

@@ -19,8 +19,7 @@ inline constexpr Card memory_compressed{.slug = "memory-compressed",
 
 /// What is compressed, and how.
 enum class MemoryReduction { compress_kv, compress_x, mean_pool, attend_x };
-template <> inline constexpr auto names<MemoryReduction> =
-    std::array<std::string_view, 4>{"compress_kv", "compress_x", "mean_pool", "attend_x"};
+template <> inline constexpr auto names<MemoryReduction> = std::array<std::string_view, 4>{"compress_kv", "compress_x", "mean_pool", "attend_x"};
 
 /// What passes the convolution of compress_x.
 enum class MemoryNonlinearity { none, silu };

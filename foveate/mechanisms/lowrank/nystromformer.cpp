@@ -25,7 +25,7 @@ Landmarks landmarks(const auto& o, const Tensor& x, const optional<Tensor>& mask
 
 /// Z ~ A^-1, [B,H,m,m]: from A^T / c, each step multiplies I - A Z by itself thrice.
 Tensor inverse(const Tensor& A, InverseInit init, int64_t steps) {
-  const Tensor columns = A.sum(-2);  // entries are positive
+  const Tensor columns = A.sum(-2);                                                                              // entries are positive
   const auto largest = [](const Tensor& sums) { return at::cat({sums.flatten(), sums.new_zeros({1})}).max(); };  // of an empty batch, too
   const Tensor c = init == InverseInit::exact      ? columns.amax(-1, true).unsqueeze(-1)
                    : init == InverseInit::original ? largest(columns)
@@ -55,7 +55,7 @@ Tensor through_landmarks(const auto& o, const Tensor& q, const Tensor& k, const 
 
   ops::Attention over_keys{.key_mask = key_mask, .scale = o.scale};
   if (padded && !key_mask) over_keys.start = ops::Start{.logit = log_padding(k, o.num_landmarks)};  // zeros are keys like others
-  Tensor read = ops::attention(q_means, k, v, over_keys).out;                                        // [B,H,m,Dv]
+  Tensor read = ops::attention(q_means, k, v, over_keys).out;                                       // [B,H,m,Dv]
 
   const auto type = ops::accumulation_type(q.scalar_type());
   Tensor scores = at::matmul(q_means.to(type), k_means.to(type).transpose(-1, -2)) * o.scale.value_or(default_scale(q));

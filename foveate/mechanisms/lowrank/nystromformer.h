@@ -34,7 +34,8 @@ void nystrom_fields(auto&& f, auto& o) {
     "batch, whose items then depend on each other (LRA, HF); global_both, that times the largest row sum (lucidrains)");
   f("segments", o.segments,
     "uneven: the last N mod m segments hold one token more; left_padded: zeros before the first token make all even, and count (lucidrains)");
-  f("exact_when_short", o.exact_when_short, "plain attention where there are no more tokens than landmarks (paper's code, HF: yes; lucidrains, T2T: no)");
+  f("exact_when_short", o.exact_when_short,
+    "plain attention where there are no more tokens than landmarks (paper's code, HF: yes; lucidrains, T2T: no)");
   f("masking", o.masking,
     "zeroed: hidden tokens are zeros in landmarks, and no keys (paper's code); keys: no keys, but they count in landmarks (HF); counted: "
     "landmarks are means over the others only, and landmarks without any take no part as keys (lucidrains)");

@@ -61,9 +61,9 @@ const layers::Linear& needed(const optional<layers::Linear>& parameter, const ch
 Scores synthesize(const Synthesizer::Options& o, const Synthesizer::Parameters& p, const Tensor& x, const Tensor& k, const Places& at) {
   Scores s;
   const auto weighted = [](const Tensor& scores, const Weight& w) { return w ? scores * w->to(scores.scalar_type()) : scores; };
-  const auto first = [&](const Tensor& t, int64_t dim) { return t.narrow_symint(dim, 0, at.M); };      // columns
+  const auto first = [&](const Tensor& t, int64_t dim) { return t.narrow_symint(dim, 0, at.M); };        // columns
   const auto here = [&](const Tensor& t, int64_t dim) { return t.narrow_symint(dim, at.start, at.N); };  // rows
-  const Tensor q = has_queries(o) ? split_heads(needed(p.query, "query")(x), o.num_heads) : Tensor();  // [B,H,N,D]
+  const Tensor q = has_queries(o) ? split_heads(needed(p.query, "query")(x), o.num_heads) : Tensor();    // [B,H,N,D]
   const auto all = kinds(o);
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Weight w = weight(o, p, i);
@@ -80,7 +80,7 @@ Scores synthesize(const Synthesizer::Options& o, const Synthesizer::Parameters& 
       case Kind::factorized_random:
         product(here(needed(p.row_factors, "row_factors"), 1).unsqueeze(0), first(needed(p.column_factors, "column_factors"), 1).unsqueeze(0));
         break;
-      case Kind::dense: {  // the bias is one feature more
+      case Kind::dense: {                                                                      // the bias is one feature more
         const Tensor hidden = split_heads(needed(p.hidden, "hidden")(x).relu(), o.num_heads);  // [B,H,N,f]
         product(at::cat({hidden, at::ones_like(hidden.narrow(3, 0, 1))}, 3),
                 first(at::cat({needed(p.hidden_keys, "hidden_keys"), needed(p.scores_bias, "scores_bias").unsqueeze(-1)}, 2), 1).unsqueeze(0));
@@ -153,7 +153,8 @@ void Synthesizer::check(const Options& o) {
   TORCH_CHECK_VALUE(o.embed_dim > 0 && o.num_heads > 0 && o.max_len > 0, "synthesizer: embed_dim, num_heads and max_len must be positive, got ",
                     o.embed_dim, ", ", o.num_heads, " and ", o.max_len);
   TORCH_CHECK_VALUE((o.head_dim && o.value_dim) || o.embed_dim % o.num_heads == 0,
-                    "synthesizer: num_heads must divide embed_dim where head_dim and value_dim are not given, got ", o.num_heads, " and ", o.embed_dim);
+                    "synthesizer: num_heads must divide embed_dim where head_dim and value_dim are not given, got ", o.num_heads, " and ",
+                    o.embed_dim);
   auto all = kinds(o);
   TORCH_CHECK_VALUE(!all.empty(), "synthesizer: kinds must name at least one");
   TORCH_CHECK_VALUE(o.mixture != Mixture::sigmoid_alpha || all.size() <= 2, "synthesizer: mixture sigmoid_alpha joins two kinds, got ", all.size());

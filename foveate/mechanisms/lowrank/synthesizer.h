@@ -5,14 +5,15 @@
 
 namespace foveate {
 
-inline constexpr Card synthesizer{.slug = "synthesizer",
-                                  .title = "Synthesizer",
-                                  .paper = "2005.00743",
-                                  .year = 2020,
-                                  .family = Family::lowrank,
-                                  .cost = "O(N^2 D)",
-                                  .causality = Causality::strict,
-                                  .equation = "out = softmax(S) v; S a table R, R1 R2^T, W2 relu(W1 x_i), the outer product of two maps of x_i, or a mixture"};
+inline constexpr Card synthesizer{
+    .slug = "synthesizer",
+    .title = "Synthesizer",
+    .paper = "2005.00743",
+    .year = 2020,
+    .family = Family::lowrank,
+    .cost = "O(N^2 D)",
+    .causality = Causality::strict,
+    .equation = "out = softmax(S) v; S a table R, R1 R2^T, W2 relu(W1 x_i), the outer product of two maps of x_i, or a mixture"};
 
 /// Where scores come from.
 enum class SynthesizerKind { random, factorized_random, dense, dense_query, factorized_dense, vanilla };
@@ -29,10 +30,11 @@ template <> inline constexpr auto names<SynthesizerTile> = std::array<std::strin
 
 /// The layer: synthesized scores, softmax, values.
 struct FOVEATE_API Synthesizer {
-  static constexpr Form form{.card = &synthesizer,
-                             .summary = "multi-head self-attention with synthesized scores",
-                             .returns = "[B,N,Eo] attended sequence; Eo = E, or H Dv without output projection",
-                             .example = R"(layer = foveate.nn.Synthesizer(embed_dim=32, num_heads=4, max_len=128, kinds=["vanilla", "dense"], mixture="softmax_alpha")
+  static constexpr Form form{
+      .card = &synthesizer,
+      .summary = "multi-head self-attention with synthesized scores",
+      .returns = "[B,N,Eo] attended sequence; Eo = E, or H Dv without output projection",
+      .example = R"(layer = foveate.nn.Synthesizer(embed_dim=32, num_heads=4, max_len=128, kinds=["vanilla", "dense"], mixture="softmax_alpha")
 out = layer(torch.randn(2, 100, 32))
 assert out.shape == (2, 100, 32))"};
   struct Options {
@@ -57,7 +59,8 @@ assert out.shape == (2, 100, 32))"};
       f("max_len", max_len, "longest sequence L; a shorter one uses the first rows and columns");
       f("kinds", kinds, "where scores come from, one or several; default dense");
       f("mixture", mixture,
-        "how several are joined: their sum; weighted by softmax(alpha) (paper); two of them by 1 - sigmoid(alpha) and sigmoid(alpha) (authors' code)");
+        "how several are joined: their sum; weighted by softmax(alpha) (paper); two of them by 1 - sigmoid(alpha) and sigmoid(alpha) (authors' "
+        "code)");
       f("tile", tile,
         "factorized_dense: key j takes entries j div c and j mod c (paper), or j mod a and j mod c, which repeats scores unless a and c "
         "have no common divisor (leaderj1001)");

@@ -37,7 +37,8 @@ assert out.shape == (2, 32, 6, 7) and mu.shape == (2, 32, 8))"};
       f("iterations", iterations, "rounds T of expectation-maximisation (paper: 3; more may serve a trained unit)");
       f("momentum", momentum, "in training, the bases a call starts from become momentum times themselves plus the rest of the batch's (paper: 0.9)");
       f("grad_through_em", grad_through_em,
-        "whether gradients pass through the rounds; without, the first convolution stays as drawn, and x learns by the residual alone (authors' code)");
+        "whether gradients pass through the rounds; without, the first convolution stays as drawn, and x learns by the residual alone (authors' "
+        "code)");
       f("norm_eps", norm_eps, "added to the sums over positions and to the norms of bases (1e-6)");
       f("bn_eps", bn_eps, "added to the variance (1e-5)");
       f("bn_momentum", bn_momentum, "weight of new statistics (authors' code: 3e-4)");

@@ -49,17 +49,15 @@ Tensor as_map(const Tensor& y, const Tensor& x) {
   return y.reshape_symint(shape);
 }
 
-void check_options(const char* form, const auto& o) {
-  TORCH_CHECK_VALUE(o.num_heads > 0, form, ": num_heads must be positive, got ", o.num_heads);
-}
+void check_options(const char* form, const auto& o) { TORCH_CHECK_VALUE(o.num_heads > 0, form, ": num_heads must be positive, got ", o.num_heads); }
 
 void check_maps(const char* form, const auto& o, const auto& in) {
   TORCH_CHECK_VALUE(in.x.dim() >= 3 && in.x.dim() <= 5, form, ": x must be [B,C,*S] with one to three dimensions S, got ", in.x.sym_sizes());
   if (!in.context) return;
   TORCH_CHECK_VALUE(o.variant == KroneckerVariant::kv, form, ": context is for the variant kv; in qkv a map reads itself");
-  TORCH_CHECK_VALUE(in.context->dim() >= 3 && in.context->dim() <= 5 && extent(*in.context, 0) == extent(in.x, 0) &&
-                        extent(*in.context, 1) == extent(in.x, 1),
-                    form, ": context must be [B,C,*T] with B and C as in x, got ", in.context->sym_sizes(), " beside ", in.x.sym_sizes());
+  TORCH_CHECK_VALUE(
+      in.context->dim() >= 3 && in.context->dim() <= 5 && extent(*in.context, 0) == extent(in.x, 0) && extent(*in.context, 1) == extent(in.x, 1),
+      form, ": context must be [B,C,*T] with B and C as in x, got ", in.context->sym_sizes(), " beside ", in.x.sym_sizes());
 }
 
 }  // namespace

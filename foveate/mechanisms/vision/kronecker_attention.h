@@ -1,4 +1,5 @@
-// Kronecker attention: a map is read through the means of its rows and columns, out = softmax(q c^T) c, c = [row means, column means].   arXiv 2007.08442
+// Kronecker attention: a map is read through the means of its rows and columns, out = softmax(q c^T) c, c = [row means, column means].   arXiv
+// 2007.08442
 #pragma once
 #include <foveate/contract.h>
 #include <foveate/convolution.h>

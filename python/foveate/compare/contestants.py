@@ -63,6 +63,14 @@ def _efficient_block(size: Size) -> dict[str, Any]:
     return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
 
 
+def _kronecker(size: Size) -> dict[str, Any]:
+    return {"in_channels": size.width, "num_heads": 1, "head_dim": size.width // 2}
+
+
+def _table(size: Size) -> dict[str, Any]:
+    return {"max_len": size.length, "kinds": ["random"]}
+
+
 def _near(size: Size, most: int) -> int:
     """What a name says, but no more than an eighth of a short sequence: a window that sees everything would show nothing."""
     return min(most, max(4, size.length // 8))
@@ -107,6 +115,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("LinformerAttention", "Linformer (learned, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "linear")),
     Row("LinformerAttention", "Linformer (mean pooling, rank 128)", "qkv", "approximate", lambda size: _linformer(size, "mean")),
+    Row("NystromAttention", "Nystromformer (64 landmarks)", "qkv", "approximate", lambda size: {"num_heads": size.heads}),
+    Row("BlockLocalAttention", "Block-local (blocks of 64)", "qkv", "approximate", lambda size: {"block": _near(size, 64)}),
     Row("SparseTransformerAttention", "Sparse Transformer (strided)", "qkv", "approximate", lambda size: _sparse(size, "strided")),
     Row("SparseTransformerAttention", "Sparse Transformer (fixed)", "qkv", "approximate", lambda size: _sparse(size, "fixed")),
     Row(
@@ -142,6 +152,11 @@ ROWS: tuple[Row, ...] = (
     Row("SlimPerformerLayer", "SLiM Performer layer (causal)", "vectors", "different", _slim),
     Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
     Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(size)),
+    Row("Nystromformer", "Nystromformer layer (64 landmarks)", "vectors", "different", _layer),
+    Row("Synthesizer", "Synthesizer layer (dense)", "vectors", "different", lambda size: _layer(size) | {"max_len": size.length}),
+    Row("Synthesizer", "Synthesizer layer (random)", "vectors", "different", lambda size: _layer(size) | _table(size)),
+    Row("InputIndependentAttention", "Input-independent layer", "vectors", "different", lambda size: _layer(size) | {"max_len": size.length}),
+    Row("MemoryCompressedAttention", "Memory-compressed layer (3 tokens a slot)", "vectors", "different", _layer),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("BPTransformerBlock", "BP-Transformer block", "vectors", "different", lambda size: _layer(size) | {"inner_dim": size.width}),
@@ -159,6 +174,10 @@ ROWS: tuple[Row, ...] = (
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
     Row("FastAttentionBlock", "Fast Attention block", "map", "different", lambda size: {"in_chan": size.width}),
+    Row("KroneckerAttention", "Kronecker attention (qkv)", "map", "different", _kronecker),
+    Row("KroneckerAttention", "Kronecker attention (kv)", "map", "different", lambda size: _kronecker(size) | {"variant": "kv"}),
+    Row("GlobalContextBlock", "Global context block", "map", "different", lambda size: {"in_channels": size.width}),
+    Row("EMAU", "EMA unit (64 bases)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("CBAM", "CBAM", "map", "different", lambda size: {"gate_channels": size.width}),
     Row("BAM", "BAM", "map", "different", lambda size: {"gate_channels": size.width}),
 )
@@ -166,6 +185,8 @@ ROWS: tuple[Row, ...] = (
 
 # Why a form has no row, where it is not for its input.
 REASONS = {
+    "KroneckerAttentionOperator": "is KroneckerAttention without weights",
+    "SimplifiedNonLocalBlock": "is the global context block's step on the way",
     "BPTransformer": "is a whole model",
     "PMA": "pools a sequence into a few vectors",
     "ImageTransformerGridAttention": "takes queries, keys and values of an image",
