@@ -27,6 +27,7 @@ MORE: dict[str, list[dict[str, Any]]] = {  # options with other tensors than tho
         {**LINFORMER, "bias": False, "project": "heads", "slot_bias": True, "sharing": "none"},
         {**LINFORMER, "bias": False, "project": "heads", "slot_bias": True, "sharing": "kv", "out_inner_dim": 5},
     ],
+    "synthesizer": [{"embed_dim": 8, "num_heads": 2, "max_len": 9, "kinds": ["vanilla"], "bias": True}],
     "linformer_encoder": [{**LINFORMER, "depth": 2, "slot_bias": True}, {**LINFORMER, "depth": 1, "slot_bias": True, "sharing": "layerwise"}],
 }
 BACK: dict[str, Any] = {  # from our tensor, or tensors, to theirs
