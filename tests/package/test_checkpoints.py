@@ -35,6 +35,7 @@ BACK: dict[str, Any] = {  # from our tensor, or tensors, to theirs
     "transpose": lambda x: x.transpose(-1, -2),
     "flatten": lambda x: x[..., None, None],
     "vector": lambda x: x[:, None, None],
+    "plane": lambda x: x.unsqueeze(2),
     "first_rows": lambda x: torch.cat([x, x]),
     "split": torch.cat,
     "transpose_split": lambda xs: torch.cat(xs).transpose(-1, -2),
