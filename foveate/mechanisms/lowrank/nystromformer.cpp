@@ -78,8 +78,8 @@ Tensor attend(const auto& o, const Tensor& q_given, const Tensor& k_given, const
   const Tensor k = zeroes ? only(k_given, key_mask) : k_given;
   const Tensor v = zeroes ? only(v_given, key_mask) : v_given;
   const bool few = o.exact_when_short && (extent(q, 2) <= o.num_landmarks || extent(k, 2) <= o.num_landmarks);
-  const Tensor out = few ? ops::attention(q, k, v, {.key_mask = key_mask, .scale = o.scale, .query_mask = query_mask}).out
-                         : through_landmarks(o, q, k, v, key_mask, query_mask);
+  Tensor out = few ? ops::attention(q, k, v, {.key_mask = key_mask, .scale = o.scale, .query_mask = query_mask}).out
+                   : through_landmarks(o, q, k, v, key_mask, query_mask);
   if (!conv) return out;
   TORCH_CHECK_VALUE(extent(q, 2) == extent(k, 2), "nystrom_attention: conv_kernel_size needs as many keys as queries, got ", extent(k, 2), " and ",
                     extent(q, 2));
