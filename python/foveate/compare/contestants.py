@@ -278,7 +278,7 @@ class Contestant:
         """A call of the sample's tensors that returns the output."""
         built = self.make(self.options(size))
         if isinstance(built, nn.Module):
-            built = built.to(dtype)
+            built = built.to(dtype).eval()  # nothing is dropped; one photo has no batch statistics
         return _Call(built, tuple(tensor.to(dtype) for tensor in self.extra(size)), self.made)
 
 
