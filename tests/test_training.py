@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.library import opcheck
 
 from tests.contract import Case, cases, first
 
@@ -46,7 +47,7 @@ def test_opcheck_in_training(case: Case) -> None:
     for x in inputs.values():
         x.requires_grad_(x.is_floating_point())
     operator = getattr(torch.ops.foveate, case.form).default
-    torch.library.opcheck(operator, (), {**inputs, **layer._arguments(), "training": True})
+    opcheck(operator, (), {**inputs, **layer._arguments(), "training": True})
 
 
 @pytest.mark.parametrize("case", NORMALISING, ids=[case.id for case in NORMALISING])
