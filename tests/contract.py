@@ -29,6 +29,20 @@ from foveate._checkpoints import renamed, sources
 Inputs = dict[str, Any]
 
 
+Maker = Callable[[Mapping[str, int], torch.Generator], Tensor]
+"""An input, from the sizes and a generator."""
+
+
+def random_mask(letter: str, shown: float = 0.8) -> Maker:
+    """A mask [B,letter] that shows this share, at random."""
+    return lambda s, g: torch.rand(s["B"], s[letter], generator=g) < shown
+
+
+def all_but_last(letter: str, count: int = 1) -> Maker:
+    """A mask [B,letter] that hides so many at the end, but never all."""
+    return lambda s, g: torch.arange(s[letter]).expand(s["B"], -1) < max(1, s[letter] - count)
+
+
 @dataclass(frozen=True)
 class Case:
     """One way to call a form."""
@@ -38,7 +52,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     given: tuple[str, ...] = ()
     """Optional inputs that the case gives."""
-    make: Mapping[str, Callable[[Mapping[str, int], torch.Generator], Tensor]] = field(default_factory=dict)
+    make: Mapping[str, Maker] = field(default_factory=dict)
     """How to make an input that is not plain: from the sizes and a generator. Without one, a float input is normal, a bool one mostly
     True, an int one zero."""
     length: tuple[str, ...] = ("N", "M")

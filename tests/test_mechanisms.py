@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.library import opcheck
 
 import foveate
 from foveate._catalog import forms
@@ -60,7 +61,7 @@ def test_opcheck(case: Case) -> None:
     arguments = layer._arguments()
     first = next(other for other in CASES if other.form == case.form)
     checks = opcheck_kinds if case is first else opcheck_kinds[:3]  # the last traces the operator and its gradient: seconds a case
-    torch.library.opcheck(getattr(torch.ops.foveate, case.form).default, (), {**inputs, **arguments}, test_utils=checks)
+    opcheck(getattr(torch.ops.foveate, case.form).default, (), {**inputs, **arguments}, test_utils=checks)
 
 
 @EVERY_CASE

@@ -36,6 +36,13 @@ struct FeatureAttention {
 FOVEATE_API std::pair<Tensor, FeatureSums> feature_attention(const Features& q, const Features& k, const Tensor& v, const FeatureAttention& options,
                                                              const FeatureSums& past = {});
 
+/// The options of forms that can do with less memory, see ops/memory.h.
+void memory_fields(auto&& f, auto& o) {
+  f("memory", o.memory,
+    "full: keeps features of all positions for the gradient; minimal: computes them anew, a chunk at a time, not with the stabilizer sequence");
+  f("chunk", o.chunk, "positions that minimal memory takes at a time");
+}
+
 }  // namespace foveate::layers
 
 namespace foveate {

@@ -35,4 +35,9 @@ struct FOVEATE_API Heads {
   Tensor join(const Tensor& attended) const { return out(merge_heads(attended)); }
 };
 
+/// Refuses a number of heads that does not divide the width, naming form and option.
+FOVEATE_API void check_heads(const char* form, int64_t embed_dim, int64_t num_heads);
+/// The same where the width of a head is an option; given, it need only be positive.
+FOVEATE_API void check_heads(const char* form, int64_t embed_dim, int64_t num_heads, const optional<int64_t>& head_dim);
+
 }  // namespace foveate::layers

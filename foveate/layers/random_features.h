@@ -22,6 +22,12 @@ struct Draw {
   RowNorm row_norm = RowNorm::gaussian;
 };
 
+/// The options of how W is drawn.
+void draw_fields(auto&& f, auto& o) {
+  f("orthogonal", o.orthogonal, "draws rows of W orthogonal within blocks of D (paper); False: independent");
+  f("row_norm", o.row_norm, "how long orthogonal rows are: as independent normal rows, or sqrt(D) (authors' ortho_scaling 0 and 1)");
+}
+
 /// W [m,D], from the global generator where none is given.
 FOVEATE_API Tensor draw_projection(const Draw& draw, const at::TensorOptions& options, const optional<at::Generator>& generator = {});
 

@@ -11,10 +11,11 @@ Tensor causal_mask(const Tensor& scores) {
 }
 
 Tensor table_attention(const Tensor& scores, const Tensor& v, bool causal, const optional<Tensor>& key_mask) {
-  if (key_mask) {  // each sequence has a softmax of its own: scores are what is added to products of nothing
-    const Tensor q = v.new_zeros_symint({extent(v, 0), extent(v, 1), extent(scores, 1), 1});
-    const Tensor k = v.new_zeros_symint({extent(v, 0), extent(v, 1), extent(v, 2), 1});
-    return ops::attention(q, k, v, {.key_mask = key_mask, .causal = causal, .bias = scores.unsqueeze(0)}).out;
+  const bool alike = scores.dim() == 3;  // for every sequence
+  if (!alike || key_mask) {              // each sequence has a softmax of its own: scores are what is added to products of nothing
+    const auto nothing = [&](const Size& length) { return v.new_zeros_symint({extent(v, 0), extent(v, 1), length, 1}); };
+    const Tensor bias = alike ? scores.unsqueeze(0) : scores;
+    return ops::attention(nothing(extent(scores, -2)), nothing(extent(v, 2)), v, {.key_mask = key_mask, .causal = causal, .bias = bias}).out;
   }
   const auto type = ops::accumulation_type(scores.scalar_type());
   Tensor s = scores.to(type);

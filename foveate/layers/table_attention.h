@@ -1,10 +1,10 @@
-// Attention by a table: the scores of a head are the same for every sequence of the batch, and given.
+// Attention by a table: scores are given, for each head or for each head of each sequence.
 #pragma once
 #include <foveate/contract.h>
 
 namespace foveate::layers {
 
-/// scores [H,N,M], v [B,H,M,Dv], key_mask [B,M] True where a key takes part; causal hides j > i + M - N -> [B,H,N,Dv].
+/// scores [H,N,M], or [B,H,N,M]; v [B,H,M,Dv], key_mask [B,M] True where a key takes part; causal hides j > i + M - N -> [B,H,N,Dv].
 FOVEATE_API Tensor table_attention(const Tensor& scores, const Tensor& v, bool causal, const optional<Tensor>& key_mask);
 
 /// bool [N,M], True where j <= i + M - N.

@@ -8,6 +8,7 @@
 // too small, never the other way round. To add a rule: a class in rules.cpp and its line in the table there, a constructor in
 // pattern.h, and one in python/foveate/patterns.py.
 #pragma once
+#include <foveate/intervals.h>
 #include <foveate/tensor.h>
 
 #include <functional>
@@ -15,13 +16,6 @@
 #include <string>
 
 namespace foveate::patterns {
-
-/// Positions first <= j < last.
-struct Interval {
-  int64_t first, last;
-};
-/// Ascending, neither touching nor empty.
-using Intervals = std::vector<Interval>;
 
 /// The queries at positions first <= i < last of one head, before keys 0 <= j < keys. Intervals may be as coarse as `grain`.
 struct Run {

@@ -29,6 +29,14 @@ inline int64_t plain_extent(const Tensor& x, int64_t dim) { return extent(x, dim
 /// 1/sqrt(D) of q [...,D]
 inline double default_scale(const Tensor& q) { return 1 / std::sqrt(static_cast<double>(plain_extent(q, -1))); }
 
+/// A length as a number that tensors are divided by: it may be symbolic.
+inline Tensor length_of(const Tensor& x, int64_t dim) { return x.new_ones_symint({extent(x, dim)}).sum(); }
+
+/// x [B,H,N,D] with zeros for the rows that a mask [B,N or 1] hides.
+inline Tensor masked_rows(const Tensor& x, const optional<Tensor>& mask) {
+  return mask ? x * mask->to(x.scalar_type()).unsqueeze(1).unsqueeze(-1) : x;
+}
+
 /// [B,N,H*D] -> [B,H,N,D]
 inline Tensor split_heads(const Tensor& x, int64_t heads) { return x.unflatten(-1, {heads, -1}).transpose(1, 2); }
 

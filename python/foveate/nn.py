@@ -84,25 +84,23 @@ class Layer(torch.nn.Module):
         """Draws new initial values, as the paper says, in place."""
         if not self.form.has_parameters:
             return
-        tensors, slots = self._initial()
-        remaining = iter(tensors)
-        with torch.no_grad():
-            for (groups, leaf, _), slot in zip(self._slots, slots, strict=True):
-                if slot["present"]:
-                    getattr(self._group(groups), leaf).copy_(next(remaining))
+        self._renew(lambda groups: True)
 
     def redraw(self) -> None:
         """Draws anew what was drawn at random, such as the projection of random features, from the global generator and in place; what is
         trained stays. Such draws are the buffers below `drawn`."""
-        places = [groups for groups, _, _ in self._slots if "drawn" in groups]
-        if not places:
+        if not any("drawn" in groups for groups, _, _ in self._slots):
             raise TypeError(f"{type(self).__name__} keeps no random draw")
+        self._renew(lambda groups: "drawn" in groups)
+
+    def _renew(self, chosen: Callable[[tuple[str, ...]], bool]) -> None:
+        """Draws initial values, and takes those below the chosen groups."""
         tensors, slots = self._initial()
         remaining = iter(tensors)
         with torch.no_grad():
             for (groups, leaf, _), slot in zip(self._slots, slots, strict=True):
                 fresh = next(remaining) if slot["present"] else None
-                if fresh is not None and "drawn" in groups:
+                if fresh is not None and chosen(groups):
                     getattr(self._group(groups), leaf).copy_(fresh)
 
     def _group(self, groups: tuple[str, ...]) -> torch.nn.Module:

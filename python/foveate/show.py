@@ -109,8 +109,8 @@ def example_map(contestant: Contestant, seed: int) -> Tensor:
     torch.manual_seed(seed)
     x = example_sequence()
     if contestant.kind == "qkv":
-        return maps.attention_map(contestant.build(Size(POSITIONS, HEADS, WIDTH), torch.float32).eval(), x, x, seed)
-    layer = contestant.build(Size(POSITIONS, HEADS, WIDTH), torch.float64).eval()
+        return maps.attention_map(contestant.build(Size(POSITIONS, HEADS, WIDTH), torch.float32), x, x, seed)
+    layer = contestant.build(Size(POSITIONS, HEADS, WIDTH), torch.float64)
     return maps.influence_map(layer, x[:, 0].double(), seed)[None]
 
 

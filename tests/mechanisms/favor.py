@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from tests.contract import Case, call
+from tests.contract import Case, call, random_mask
 
 QKV = {"B": 2, "H": 2, "Hk": 2, "N": 6, "M": 6, "D": 4, "Dv": 3, "R": 5}
 SMALL = {"B": 1, "N": 3, "M": 3, "D": 2, "Dv": 2, "R": 3}
@@ -45,7 +45,7 @@ CASES = [
     Case("favor_multihead_attention", {"B": 2, "N": 6, "M": 5, "E": 8}, {**LAYER, "head_dim": 3, "context_dim": 6, "bias": False,
          "features": "sincos", "nb_features": 40, "row_norm": "sqrt_dim"}, given=("context", "key_mask"), name="cross",
          make={"context": lambda s, g: torch.randn(s["B"], s["M"], 6, generator=g, dtype=torch.float64),
-               "key_mask": lambda s, g: torch.rand(s["B"], s["M"], generator=g) < 0.7},
+               "key_mask": random_mask("M", 0.7)},
          mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3, "M": 2}),
 ]  # fmt: skip
 

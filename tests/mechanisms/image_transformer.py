@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, call, published, random_mask
 
 QKV = {"B": 2, "H": 4, "Hk": 2, "N": 23, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "Hk": 1, "N": 5, "D": 2, "Dv": 2}
@@ -14,7 +13,7 @@ TINY = {"B": 1, "H": 1, "Y": 3, "X": 2, "D": 2, "Dv": 2}
 BLOCKS = {"query_shape": [3, 2], "memory_flange": [2, 3]}
 SEQUENCE = {"B": 2, "N": 13, "E": 8}
 LAYER = {"embed_dim": 8, "num_heads": 2, "ff_dim": 6}
-KEY_MASK: Any = {"key_mask": lambda s, g: torch.rand(s["B"], s["N"], generator=g) < 0.8}
+KEY_MASK: Any = {"key_mask": random_mask("N")}
 
 CASES = [
     Case("image_transformer_attention", QKV, {"block_length": 5}, causal=True, gradcheck=SMALL),

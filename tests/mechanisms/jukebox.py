@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, call, published, random_mask
 
 QKV = {"B": 2, "H": 4, "Hk": 2, "N": 26, "M": 26, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 2, "Hk": 2, "N": 5, "M": 5, "D": 2, "Dv": 2}
@@ -16,7 +16,7 @@ LAYER = {"embed_dim": 8, "num_heads": 2, "attention_dim": 4, **GRID}
 
 
 def _mask(letter: str) -> Any:
-    return {"key_mask": lambda s, g: torch.rand(s["B"], s[letter], generator=g) < 0.8}
+    return {"key_mask": random_mask(letter)}
 
 
 CASES = [

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, call, published, random_mask
 
 QKV = {"B": 2, "H": 2, "Hk": 2, "N": 6, "M": 6, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "N": 3, "M": 3, "D": 2, "Dv": 2}
@@ -20,7 +20,7 @@ CASES = [
          gradcheck={"B": 1, "N": 3}),
     Case("linear_transformer", {"B": 2, "N": 6, "M": 5, "E": 8}, {**LAYER, "d_model_keys": 6}, given=("context", "key_mask"), name="cross",
          make={"context": lambda s, g: torch.randn(s["B"], s["M"], 6, generator=g, dtype=torch.float64),
-               "key_mask": lambda s, g: torch.rand(s["B"], s["M"], generator=g) < 0.7},
+               "key_mask": random_mask("M", 0.7)},
          mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3, "M": 2}),
 ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, all_but_last, call, published
 
 LONG = 5000  # longer than dynamic export tries
 QKV = {"B": 2, "H": 2, "N": 12, "M": 14, "D": 4, "Dv": 3}
@@ -24,26 +24,20 @@ CASES = [
          gradcheck=SMALL),
     Case("linformer_attention", QKV, {"length": 14, "rank": 4, "kind": "max"}, **BLOCKS, gradcheck=SMALL),
     Case("linformer_multihead_attention", X, {**LAYER, "sharing": "kv"}, given=("key_mask", "query_mask"),
-         make={"key_mask": lambda s, g: _all_but_last(s, "N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
+         make={"key_mask": all_but_last("N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
     Case("linformer_multihead_attention", {**X, "M": 15}, {**LAYER, "project": "heads", "sharing": "none", "kind": "fixed", "bias": False,
          "initialisation": "normal", "head_dim": 3, "out_inner_dim": 5}, given=("context", "key_mask"),
-         make={"key_mask": lambda s, g: _all_but_last(s, "M")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3, "M": 5}),
+         make={"key_mask": all_but_last("M")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3, "M": 5}),
     Case("linformer_multihead_attention", X, {**LAYER, "sharing": "none", "slot_bias": True, "initialisation": "uniform"}, name="input",
          gradcheck={"B": 1, "N": 4}),
     Case("linformer_multihead_attention", X, {**LAYER, "length": 14, "project": "heads", "kind": "conv", "sharing": "none", "one_kv_head": True,
          "share_kv_projection": True}, **BLOCKS, gradcheck={"B": 1, "N": 6}),
     Case("linformer_multihead_attention", X, {**LAYER, "full_attention": True}, given=("key_mask",),
-         make={"key_mask": lambda s, g: _all_but_last(s, "N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
+         make={"key_mask": all_but_last("N")}, mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 4}),
     Case("linformer_encoder", X, {**LAYER, "depth": 2, "sharing": "layerwise", "initialisation": "xavier_normal"}, gradcheck={"B": 1, "N": 4}),
     Case("linformer_encoder", {**X, "M": 14}, {**LAYER, "depth": 2, "rank_step": 3, "cross": True, "kind": "fixed", "activation": "relu"},
          given=("context", "key_mask", "query_mask", "context_mask"), gradcheck={"B": 1, "N": 4, "M": 3}),
 ]  # fmt: skip
-
-
-def _all_but_last(sizes: Any, letter: str) -> Tensor:
-    import torch
-
-    return torch.arange(sizes[letter]).expand(sizes["B"], -1) < max(1, sizes[letter] - 1)
 
 
 FORMS = {"function": "linformer_attention", "module": "linformer_multihead_attention", "stack": "linformer_encoder"}

@@ -2,16 +2,15 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, all_but_last, call, published, random_mask
 
 X = {"B": 2, "N": 11, "E": 6}
 LAYER = {"embed_dim": 6, "num_heads": 2}
 SMALL = {"B": 1, "N": 5}
 QKV = {"B": 2, "H": 2, "N": 13, "M": 13, "Hk": 2, "D": 4, "Dv": 3}
-MASKED: Any = {"given": ("key_mask",), "make": {"key_mask": lambda s, g: torch.arange(s["N"]).expand(s["B"], -1) < max(1, s["N"] - 2)}}
+MASKED: Any = {"given": ("key_mask",), "make": {"key_mask": all_but_last("N", 2)}}
 
 
 def _layer(reduction: str, causal: bool = False, more: Any = {}, **options: Any) -> Case:
@@ -31,7 +30,7 @@ CASES = [
     _layer("attend_x", causal=True),
     Case("block_local_attention", QKV, {"block": 4, "causal": True}, causal=True, gradcheck={"B": 1, "N": 5, "M": 5}),
     Case("block_local_attention", QKV, {"block": 4, "look_back": True, "scale": 0.3}, given=("key_mask",), mask="key_mask",
-         make={"key_mask": lambda s, g: torch.rand(s["B"], s["M"], generator=g) < 0.8}, exported_from=8, gradcheck={"B": 1, "N": 9, "M": 9}),
+         make={"key_mask": random_mask("M")}, exported_from=8, gradcheck={"B": 1, "N": 9, "M": 9}),
 ]  # fmt: skip
 
 

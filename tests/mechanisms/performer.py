@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call
+from tests.contract import Case, call, random_mask
 from tests.mechanisms.favor import draw
 
 QKV = {"B": 2, "H": 2, "Hk": 2, "N": 6, "M": 6, "D": 4, "Dv": 3, "R": 5}
@@ -31,12 +31,12 @@ CASES = [
     Case("performer_multihead_attention", {"B": 2, "N": 6, "E": 8}, {**LAYER, "bias": True, "causal": True}, causal=True,
          gradcheck={"B": 1, "N": 3}),
     Case("performer_multihead_attention", {"B": 2, "N": 6, "E": 8}, {**LAYER, "memory": "minimal", "chunk": 4},
-         given=("key_mask",), make={"key_mask": lambda s, g: torch.rand(s["B"], s["N"], generator=g) < 0.7}, mask="key_mask", hidden_is_zero=False,
+         given=("key_mask",), make={"key_mask": random_mask("N", 0.7)}, mask="key_mask", hidden_is_zero=False,
          gradcheck={"B": 1, "N": 3}),
     Case("performer_multihead_attention", {"B": 2, "N": 6, "M": 5, "E": 8}, {**LAYER, "head_dim": 3, "context_dim": 6, "features": "hyperbolic",
          "orthogonal": False}, given=("context", "key_mask"), name="cross",
          make={"context": lambda s, g: torch.randn(s["B"], s["M"], 6, generator=g, dtype=torch.float64),
-               "key_mask": lambda s, g: torch.rand(s["B"], s["M"], generator=g) < 0.7},
+               "key_mask": random_mask("M", 0.7)},
          mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3, "M": 2}),
 ]  # fmt: skip
 

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, call, published, random_mask
 
 QKV = {"B": 2, "H": 2, "Hk": 2, "N": 6, "M": 6, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "N": 3, "M": 3}
-KEY_MASK: Any = {"key_mask": lambda s, g: torch.rand(s["B"], s["M"], generator=g) < 0.8}
+KEY_MASK: Any = {"key_mask": random_mask("M")}
 POSITIONS: Any = {"r": lambda s, g: torch.randn(s["H"], s["N"] + s["M"], s["D"], generator=g, dtype=torch.float64)}
 NO_LENGTH = "the table of positions has N + M rows"
 

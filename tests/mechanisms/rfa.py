@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, call, published, random_mask
 
 QKV = {"B": 2, "H": 2, "N": 6, "M": 6, "D": 4, "Dv": 3, "R": 7}
 SMALL = {"B": 1, "N": 3, "M": 3, "D": 2, "Dv": 2, "R": 3}
@@ -33,7 +33,7 @@ CASES = [
          "denominator_eps": 1.0}, causal=True, gradcheck={"B": 1, "N": 3}),
     Case("rfa", {**X, "M": 5}, {**LAYER, "context_dim": 6, "pool_size": 0, "denominator_eps": 0.5}, given=("context", "key_mask", *W), name="cross",
          make={"context": lambda s, g: torch.randn(s["B"], s["M"], 6, generator=g, dtype=torch.float64),
-               "key_mask": lambda s, g: torch.rand(s["B"], s["M"], generator=g) < 0.7,
+               "key_mask": random_mask("M", 0.7),
                "random_matrices": lambda s, g: torch.randn(2, 5, 4, generator=g, dtype=torch.float64)},
          mask="key_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3, "M": 2}),
 ]  # fmt: skip

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, all_but_last, call, published
 
 LONG = 5000  # longer than dynamic export tries
 X = {"B": 2, "N": 9, "E": 8}
@@ -20,12 +19,8 @@ def _case(*kinds: str, masked: bool = False, **options: Any) -> Case:
     return Case(
         "synthesizer", X, {**LAYER, "max_len": 12 if table else LONG, "kinds": list(kinds), **options}, causal=options.get("causal", False),
         gradcheck=SMALL, name="+".join(kinds), length=() if table else ("N",), lengths_fixed=FIXED if table else "",
-        make={"key_mask": lambda s, g: _all_but_last(s)}, **more,
+        make={"key_mask": all_but_last("N")}, **more,
     )  # fmt: skip
-
-
-def _all_but_last(sizes: Any) -> Tensor:
-    return torch.arange(sizes["N"]).expand(sizes["B"], -1) < max(1, sizes["N"] - 1)
 
 
 CASES = [

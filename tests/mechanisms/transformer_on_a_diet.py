@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, call, published, random_mask
 
 QKV = {"B": 2, "H": 2, "N": 23, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "H": 1, "N": 6, "D": 2, "Dv": 2}
@@ -13,7 +13,7 @@ SEQUENCE = {"B": 2, "N": 13, "E": 8}
 ENCODER = {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "ff_dim": 6}
 TINY = {"B": 1, "N": 4}
 LENGTHS: Any = {"valid_length": lambda s, g: torch.randint(1, s["N"] + 1, (s["B"],), generator=g)}
-KEYS: Any = {"key_mask": lambda s, g: torch.rand(s["B"], s["N"], generator=g) < 0.8}
+KEYS: Any = {"key_mask": random_mask("N")}
 
 
 IDS: Any = {"ids": lambda s, g: torch.randint(0, 4, (s["B"], s["N"]), generator=g)}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.contract import Case, call, published
+from tests.contract import Case, call, published, random_mask
 
 QKV = {"B": 2, "H": 2, "Hk": 2, "N": 6, "M": 6, "D": 4, "Dv": 3}
 SMALL = {"B": 1, "N": 3, "M": 3}
@@ -13,7 +13,7 @@ HEADS = {"num_heads": 2, "head_dim": 4}
 LAYER = {"embed_dim": 6, "num_heads": 2, "head_dim": 4, "inner_dim": 8}
 MODEL = {**LAYER, "vocab_size": 5, "num_layers": 2}
 POSITIONS: Any = {"r": lambda s, g: torch.randn(s["H"], s["M"], s["D"], generator=g, dtype=torch.float64)}
-KEY_MASK: Any = {"key_mask": lambda s, g: torch.rand(s["B"], s["M"], generator=g) < 0.8}
+KEY_MASK: Any = {"key_mask": random_mask("M")}
 KEEPS: Any = {"attention_keep": lambda s, g: torch.rand(s["B"], 2, s["N"], s["N"], generator=g) < 0.8,
               "position_keep": lambda s, g: torch.rand(s["N"], s["E"], generator=g) < 0.8,
               "inner_keep": lambda s, g: torch.rand(s["B"], s["N"], 8, generator=g) < 0.8}  # fmt: skip

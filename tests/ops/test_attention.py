@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 import foveate
 from tests.ops.test_merge_attention import on_capability
@@ -362,7 +363,7 @@ def test_opcheck(options: dict[str, Any]) -> None:
     a = arguments(**options)
     for n in floats(a):
         a[n].requires_grad_()
-    torch.library.opcheck(PRIMITIVE.default, (), a)
+    opcheck(PRIMITIVE.default, (), a)
 
 
 @pytest.mark.filterwarnings("error")

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 PRIMITIVE = torch.ops.foveate._delta_attention
 FORMULA = torch.ops.foveate._delta_attention_formula
@@ -153,7 +154,7 @@ def test_opcheck() -> None:
     for x in a.values():
         if x.is_floating_point():
             x.requires_grad_()
-    torch.library.opcheck(PRIMITIVE.default, (a["q"], a["k"], a["v"], a["beta"], a["key_mask"], a["state"], 2, True))
+    opcheck(PRIMITIVE.default, (a["q"], a["k"], a["v"], a["beta"], a["key_mask"], a["state"], 2, True))
 
 
 STORED = {
@@ -190,7 +191,11 @@ def test_the_kernel_equals_the_formula_with_its_gradients(
     def outcome(a: dict[str, Tensor], run: Any) -> list[Tensor]:
         a = {n: x.detach().requires_grad_() if n in leaves else x for n, x in a.items()}
         results = delta(**a, offset=offset, causal=causal, run=run)
-        weights = [torch.arange(1.0, x.numel() + 1, dtype=torch.float64).view_as(x).sin().to(x.dtype) for x in results]
+        # Rounded alike for both, or their gradients would be those of two losses.
+        weights = [
+            torch.arange(1.0, x.numel() + 1, dtype=torch.float64).view_as(x).sin().to(stored_as).to(x.dtype)
+            for x, stored_as in zip(results, (dtype, sums), strict=True)
+        ]
         return [*results, *torch.autograd.grad(results, [a[n] for n in leaves], weights)]
 
     got = outcome(a, PRIMITIVE)

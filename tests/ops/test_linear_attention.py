@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 import foveate
 
@@ -266,9 +267,9 @@ def test_opcheck(causal: bool) -> None:
     for x in a.values():
         if x.is_floating_point():
             x.requires_grad_()
-    torch.library.opcheck(torch.ops.foveate._linear_attention.default, private(a, causal))
+    opcheck(torch.ops.foveate._linear_attention.default, private(a, causal))
     if not causal:
-        torch.library.opcheck(OPERATOR.default, (a["q"], a["k"], a["v"]), {"key_mask": a["key_mask"]})
+        opcheck(OPERATOR.default, (a["q"], a["k"], a["v"]), {"key_mask": a["key_mask"]})
 
 
 @pytest.mark.parametrize("causal", [False, True])

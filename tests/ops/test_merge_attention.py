@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 import foveate
 
@@ -153,7 +154,7 @@ def test_gradients_of_every_order() -> None:
 
 def test_opcheck_and_vmap() -> None:
     outs, lses = parts([3, 2, 5], 4, torch.float64, 8)
-    torch.library.opcheck(PRIMITIVE.default, (outs.clone().requires_grad_(), lses.clone().requires_grad_()))
+    opcheck(PRIMITIVE.default, (outs.clone().requires_grad_(), lses.clone().requires_grad_()))
     stacked = torch.stack([outs, 2 * outs]), torch.stack([lses, lses + 1])
     got = torch.vmap(PRIMITIVE)(*stacked)
     for i in range(2):

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 import foveate
 from foveate import patterns
@@ -171,11 +172,11 @@ def test_opcheck(name: str) -> None:
     for x in inputs.values():
         x.requires_grad_()
     arguments = {**inputs, **masks, "pattern": case.pattern.expression, "tables": list(case.pattern.tables)}
-    torch.library.opcheck(torch.ops.foveate.sparse_attention.default, (), arguments)
+    opcheck(torch.ops.foveate.sparse_attention.default, (), arguments)
     private = {n: x for n, x in {**arguments, "scale": 0.5, "offset": case.M - case.N}.items() if n != "key_lengths"}
     for optional in ("key_mask", "mask", "bias"):
         private.setdefault(optional, None)
-    torch.library.opcheck(torch.ops.foveate._attention.default, (), private)
+    opcheck(torch.ops.foveate._attention.default, (), private)
 
 
 @pytest.mark.parametrize("name", ["window", "heads differ, masked", "mostly seen", "random blocks", "tiny"])

@@ -113,6 +113,19 @@ struct FOVEATE_API FastAttentionConvolution {
   static FastAttentionConvolution init(int64_t in, int64_t out, int64_t taps);
 };
 
+namespace detail {
+/// The options that block and fusion have.
+void fast_attention_fields(auto&& f, auto& o) {
+  f("qk_dim", o.qk_dim, "channels of queries and keys (authors' code: 32)");
+  f("frames", o.frames, "frames that step reads, the given one and those before it");
+  f("normalize_by_n", o.normalize_by_n, "divide by the number of keys (the paper does, the authors' code does not)");
+  f("leaky_slope", o.leaky_slope, "slope of the leaky ReLU below zero (authors' code: 0.01)");
+  f("bn_eps", o.bn_eps, "added to the variance (1e-5)");
+  f("bn_momentum", o.bn_momentum, "weight of new statistics (0.1)");
+  f("l2_eps", o.l2_eps, "least length that a query or key is divided by (authors' code: 1e-12)");
+}
+}  // namespace detail
+
 /// The block on feature maps: 1x1 projections, attention over positions, reprojection, residual.
 struct FOVEATE_API FastAttentionBlock {
   static constexpr Form form{.card = &fast_attention_seg,
@@ -135,13 +148,7 @@ assert out.shape == (1, 16, 9, 7))"};
     double l2_eps = 1e-12;
     void fields(auto&& f) {
       f("in_chan", in_chan, "channels C of the map, and of values", required);
-      f("qk_dim", qk_dim, "channels of queries and keys (authors' code: 32)");
-      f("frames", frames, "frames that step reads, the given one and those before it");
-      f("normalize_by_n", normalize_by_n, "divide by the number of keys (the paper does, the authors' code does not)");
-      f("leaky_slope", leaky_slope, "slope of the leaky ReLU below zero (authors' code: 0.01)");
-      f("bn_eps", bn_eps, "added to the variance (1e-5)");
-      f("bn_momentum", bn_momentum, "weight of new statistics (0.1)");
-      f("l2_eps", l2_eps, "least length that a query or key is divided by (authors' code: 1e-12)");
+      detail::fast_attention_fields(f, *this);
     }
   };
   struct Inputs {
@@ -193,13 +200,7 @@ assert smooth.shape == (2, 12, 8, 12))"};
       f("out_chan", out_chan, "channels of smooth (authors' code: 128)");
       f("up_flag", up_flag, "whether up_feat is computed");
       f("smf_flag", smf_flag, "whether smooth is computed");
-      f("qk_dim", qk_dim, "channels of queries and keys (authors' code: 32)");
-      f("frames", frames, "frames that step reads, the given one and those before it");
-      f("normalize_by_n", normalize_by_n, "divide by the number of keys (the paper does, the authors' code does not)");
-      f("leaky_slope", leaky_slope, "slope of the leaky ReLU below zero (authors' code: 0.01)");
-      f("bn_eps", bn_eps, "added to the variance (1e-5)");
-      f("bn_momentum", bn_momentum, "weight of new statistics (0.1)");
-      f("l2_eps", l2_eps, "least length that a query or key is divided by (authors' code: 1e-12)");
+      detail::fast_attention_fields(f, *this);
     }
     FastAttentionBlock::Options attention() const;
   };

@@ -30,6 +30,24 @@ template <> inline constexpr auto names<FastWeightFeatures> = std::array<std::st
 enum class FastWeightNorm { none, query, both };
 template <> inline constexpr auto names<FastWeightNorm> = std::array<std::string_view, 3>{"none", "query", "both"};
 
+namespace detail {
+/// The options that function and layer have.
+void fast_weight_fields(auto&& f, auto& o) {
+  f("update", o.update, "delta: a token corrects what the memory holds for its key; sum: it adds its value (linear attention)");
+  f("feature_map", o.feature_map, "phi: elu+1, D features; dpfp, 2 D nu; favor+, 2m random ones");
+  f("nu", o.nu, "of dpfp: how many rotations of [relu(x), relu(-x)] it is multiplied by (authors' layer: 2)");
+  f("m", o.m, "of favor+: columns of the projection where it is absent (authors' code: 256)");
+  if constexpr (requires { o.redraw; }) {
+    f("redraw", o.redraw, "of favor+: a new projection at each call in training (authors' code: True)");
+  }
+  f("kernel_eps", o.kernel_eps, "of favor+: added to the features (authors' code: 1e-4)");
+  f("sum_norm", o.sum_norm, "divide features by their sum, default with the delta rule only (paper)");
+  f("attention_norm", o.attention_norm,
+    "query: divide what a query reads by z.phi(q) + eps, z the sum of phi(k); both: what the delta rule removes likewise (with sum as query)");
+  f("eps", o.eps, "of attention_norm (authors' code: 1e-5)");
+}
+}  // namespace detail
+
 /// The bare function.
 struct FOVEATE_API FastWeightAttention {
   static constexpr Form form{.card = &fast_weight,
@@ -53,15 +71,7 @@ assert state[0].shape == (2, 4, 32, 8))"};
     double output_scale = 1;
     bool causal = true;
     void fields(auto&& f) {
-      f("update", update, "delta: a token corrects what the memory holds for its key; sum: it adds its value (linear attention)");
-      f("feature_map", feature_map, "phi: elu+1, D features; dpfp, 2 D nu; favor+, 2m random ones");
-      f("nu", nu, "of dpfp: how many rotations of [relu(x), relu(-x)] it is multiplied by (authors' layer: 2)");
-      f("m", m, "of favor+: columns of the projection where it is absent (authors' code: 256)");
-      f("kernel_eps", kernel_eps, "of favor+: added to the features (authors' code: 1e-4)");
-      f("sum_norm", sum_norm, "divide features by their sum, default with the delta rule only (paper)");
-      f("attention_norm", attention_norm,
-        "query: divide what a query reads by z.phi(q) + eps, z the sum of phi(k); both: what the delta rule removes likewise (with sum as query)");
-      f("eps", eps, "of attention_norm (authors' code: 1e-5)");
+      detail::fast_weight_fields(f, *this);
       f("output_scale", output_scale, "multiplies the output (paper: 1)");
       f("causal", causal, "query i reads the memory after token i, N = M; else all queries read it after the last key");
     }
@@ -124,16 +134,7 @@ torch.testing.assert_close(torch.cat([first, rest], 1), layer(x), rtol=1e-4, ato
       f("d_model", d_model, "width E of the sequence", required);
       f("n_head", n_head, "heads H", required);
       f("d_head", d_head, "width d of a head, default E/H");
-      f("update", update, "delta: a token corrects what the memory holds for its key; sum: it adds its value (linear attention)");
-      f("feature_map", feature_map, "phi: elu+1, d features; dpfp, 2 d nu; favor+, 2m random ones");
-      f("nu", nu, "of dpfp: how many rotations of [relu(x), relu(-x)] it is multiplied by (authors' layer: 2)");
-      f("m", m, "of favor+: columns of the projection (authors' code: 256)");
-      f("redraw", redraw, "of favor+: a new projection at each call in training (authors' code: True)");
-      f("kernel_eps", kernel_eps, "of favor+: added to the features (authors' code: 1e-4)");
-      f("sum_norm", sum_norm, "divide features by their sum, default with the delta rule only (paper)");
-      f("attention_norm", attention_norm,
-        "query: divide what a query reads by z.phi(q) + eps, z the sum of phi(k); both: what the delta rule removes likewise (with sum as query)");
-      f("eps", eps, "of attention_norm (authors' code: 1e-5)");
+      detail::fast_weight_fields(f, *this);
       f("output_scale", output_scale, "multiplies what the memory gives, default d^(-1/2) (authors' code; paper: 1)");
       f("pre_lnorm", pre_lnorm, "LayerNorm first, and the residual is the normalised input (authors' code); else last");
       f("layer_norm_eps", layer_norm_eps, "of the LayerNorm (1e-5)");

@@ -24,6 +24,32 @@ enum class FavorFeatures {
 };
 template <> inline constexpr auto names<FavorFeatures> = std::array<std::string_view, 3>{"generalized", "sincos", "cos_phase"};
 
+namespace detail {
+/// The options that function and layer have.
+void favor_fields(auto&& f, auto& o) {
+  f("features", o.features,
+    "generalized: f(W x); sincos: cosines and sines, 2m features that estimate softmax (authors' code); cos_phase: m cosines with random phases "
+    "(paper)");
+  f("kernel_fn", o.kernel_fn, "f of generalized features, elementwise (authors' code: relu)");
+  f("kernel_epsilon", o.kernel_epsilon, "added to generalized features (authors' code: 1e-3)");
+  f("nb_features", o.nb_features,
+    "rows m of W where it is drawn; default 256, and with generalized features no W: f(x) (authors' code). The paper takes D log D");
+  layers::draw_fields(f, o);
+  f("divide_by_root", o.divide_by_root, "generalized features f(W x / sqrt(m)) (authors' TensorFlow code; their JAX code: False)");
+  f("normalize_data", o.normalize_data, "divides q and k by D^(1/4); default True for the features of softmax, else False (authors' code)");
+  f("stabilizer", o.stabilizer,
+    "the maximum of |x|^2/2 that keeps features of softmax in range: running, over the keys so far; sequence, of queries and of keys over all "
+    "positions (authors' code); none. The results are equal up to numerical_stabilizer");
+  f("causal", o.causal, "a query sees no key after it; the last query meets the last key");
+  if constexpr (requires { o.renormalize; }) {
+    f("renormalize", o.renormalize, "divides by phi(q).sum phi(k) (authors' code: True); False needs the stabilizer sequence or none");
+  }
+  f("numerical_stabilizer", o.numerical_stabilizer,
+    "s: a denominator within s of 0 gets 2 s more; default 1e-6 for the features of softmax, else 0 (authors' code)");
+  layers::memory_fields(f, o);
+}
+}  // namespace detail
+
 /// The bare function.
 struct FOVEATE_API FavorAttention {
   static constexpr Form form{.card = &favor,
@@ -49,29 +75,7 @@ assert (out - exact).norm() < 0.2 * exact.norm())"};
     optional<double> numerical_stabilizer;
     Memory memory = Memory::full;
     int64_t chunk = 1024;
-    void fields(auto&& f) {
-      f("features", features,
-        "generalized: f(W x); sincos: cosines and sines, 2m features that estimate softmax (authors' code); cos_phase: m cosines with random phases "
-        "(paper)");
-      f("kernel_fn", kernel_fn, "f of generalized features, elementwise (authors' code: relu)");
-      f("kernel_epsilon", kernel_epsilon, "added to generalized features (authors' code: 1e-3)");
-      f("nb_features", nb_features,
-        "rows m of W where it is drawn; default 256, and with generalized features no W: f(x) (authors' code). The paper takes D log D");
-      f("orthogonal", orthogonal, "draws rows of W orthogonal within blocks of D (paper); False: independent");
-      f("row_norm", row_norm, "how long orthogonal rows are: as independent normal rows, or sqrt(D) (authors' ortho_scaling 0 and 1)");
-      f("divide_by_root", divide_by_root, "generalized features f(W x / sqrt(m)) (authors' TensorFlow code; their JAX code: False)");
-      f("normalize_data", normalize_data, "divides q and k by D^(1/4); default True for the features of softmax, else False (authors' code)");
-      f("stabilizer", stabilizer,
-        "the maximum of |x|^2/2 that keeps features of softmax in range: running, over the keys so far; sequence, of queries and of keys over all "
-        "positions (authors' code); none. The results are equal up to numerical_stabilizer");
-      f("causal", causal, "a query sees no key after it; the last query meets the last key");
-      f("renormalize", renormalize, "divides by phi(q).sum phi(k) (authors' code: True); False needs the stabilizer sequence or none");
-      f("numerical_stabilizer", numerical_stabilizer,
-        "s: a denominator within s of 0 gets 2 s more; default 1e-6 for the features of softmax, else 0 (authors' code)");
-      f("memory", memory,
-        "full: keeps features of all positions for the gradient; minimal: computes them anew, a chunk at a time, not with the stabilizer sequence");
-      f("chunk", chunk, "positions that minimal memory takes at a time");
-    }
+    void fields(auto&& f) { detail::favor_fields(f, *this); }
   };
   struct Inputs {
     Tensor q, k, v;
@@ -129,21 +133,7 @@ layer.redraw())"};
       f("head_dim", head_dim, "width D of a head, default E/H");
       f("context_dim", context_dim, "width of the context, default E");
       f("bias", bias, "whether the projections have biases");
-      f("features", features, "generalized: f(W x); sincos: 2m features that estimate softmax; cos_phase: m cosines with random phases (paper)");
-      f("kernel_fn", kernel_fn, "f of generalized features, elementwise (authors' code: relu)");
-      f("kernel_epsilon", kernel_epsilon, "added to generalized features (authors' code: 1e-3)");
-      f("nb_features", nb_features, "rows m of W; default 256, and with generalized features no W: f(x) (authors' code)");
-      f("orthogonal", orthogonal, "draws rows of W orthogonal within blocks of D (paper); False: independent");
-      f("row_norm", row_norm, "how long orthogonal rows are: as independent normal rows, or sqrt(D) (authors' ortho_scaling 0 and 1)");
-      f("divide_by_root", divide_by_root, "generalized features f(W x / sqrt(m)) (authors' TensorFlow code; their JAX code: False)");
-      f("normalize_data", normalize_data, "divides q and k by D^(1/4); default True for the features of softmax, else False (authors' code)");
-      f("stabilizer", stabilizer, "the maximum that keeps features of softmax in range, as of FavorAttention");
-      f("causal", causal, "a query sees no key after it; the last query meets the last key");
-      f("numerical_stabilizer", numerical_stabilizer,
-        "s: a denominator within s of 0 gets 2 s more; default 1e-6 for the features of softmax, else 0 (authors' code)");
-      f("memory", memory,
-        "full: keeps features of all positions for the gradient; minimal: computes them anew, a chunk at a time, not with the stabilizer sequence");
-      f("chunk", chunk, "positions that minimal memory takes at a time");
+      detail::favor_fields(f, *this);
     }
   };
   struct Inputs {

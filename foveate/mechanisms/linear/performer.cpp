@@ -105,11 +105,7 @@ FOVEATE_MECHANISM(PerformerAttention)
 FOVEATE_BY_PARTS(PerformerAttention)
 
 void PerformerMultiheadAttention::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.embed_dim > 0, "performer_multihead_attention: embed_dim must be positive, got ", o.embed_dim);
-  TORCH_CHECK_VALUE(o.num_heads > 0 && (o.head_dim || o.embed_dim % o.num_heads == 0),
-                    "performer_multihead_attention: num_heads must divide embed_dim unless head_dim is given, got ", o.num_heads, " and ",
-                    o.embed_dim);
-  TORCH_CHECK_VALUE(o.head_dim.value_or(1) > 0, "performer_multihead_attention: head_dim must be positive, got ", *o.head_dim);
+  layers::check_heads("performer_multihead_attention", o.embed_dim, o.num_heads, o.head_dim);
   check_options("performer_multihead_attention", of_layer(o));
 }
 

@@ -30,6 +30,29 @@ enum class PerformerDenominator {
 };
 template <> inline constexpr auto names<PerformerDenominator> = std::array<std::string_view, 3>{"guard", "add", "add_to_keys"};
 
+namespace detail {
+/// The options that function and layer have.
+void performer_fields(auto&& f, auto& o) {
+  f("features", o.features, "positive (authors' code); hyperbolic: two for each row of W, of lower variance (paper, fast-transformers)");
+  f("nb_features", o.nb_features, "rows m of W where it is drawn (authors' JAX code: 256; performer-pytorch: D ln D; fast-transformers: D / 2)");
+  layers::draw_fields(f, o);
+  f("scale", o.scale, "estimates exp(scale q.k), default 1/sqrt(D) (fast-transformers' softmax_temp; without normalize_data: 1.0)");
+  f("stabilizer", o.stabilizer,
+    "the maximum that keeps features in range. running: of the exponents of the keys so far; sequence: of W k over all positions, which looks "
+    "ahead by eps (authors' code), with hyperbolic features of |x|^2 (fast-transformers' stabilize); none");
+  f("eps", o.eps, "added to every feature, under the maximum (authors' code: 1e-6, with the stabilizer sequence; performer-pytorch: 1e-4)");
+  f("causal", o.causal, "a query sees no key after it; the last query meets the last key");
+  if constexpr (requires { o.renormalize; }) {
+    f("renormalize", o.renormalize, "divides by phi(q).sum phi(k); False needs the stabilizer sequence or none");
+  }
+  f("denominator", o.denominator,
+    "guard: adds 2 s where R is within s of 0 (authors' code); add: adds s (fast-transformers); add_to_keys: adds s to every sum of a key's "
+    "feature (performer-pytorch, causal), not with the stabilizer running");
+  f("denominator_eps", o.denominator_eps, "s (authors' code: eps; fast-transformers and performer-pytorch: 1e-6)");
+  layers::memory_fields(f, o);
+}
+}  // namespace detail
+
 /// The bare function.
 struct FOVEATE_API PerformerAttention {
   static constexpr Form form{.card = &performer,
@@ -53,26 +76,7 @@ assert (out - exact).norm() < 0.5 * exact.norm())"};
     double denominator_eps = 0;
     Memory memory = Memory::full;
     int64_t chunk = 1024;
-    void fields(auto&& f) {
-      f("features", features, "positive (authors' code); hyperbolic: two for each row of W, of lower variance (paper, fast-transformers)");
-      f("nb_features", nb_features, "rows m of W where it is drawn (authors' JAX code: 256; performer-pytorch: D ln D; fast-transformers: D / 2)");
-      f("orthogonal", orthogonal, "draws rows of W orthogonal within blocks of D (paper); False: independent");
-      f("row_norm", row_norm, "how long orthogonal rows are: as independent normal rows, or sqrt(D) (authors' ortho_scaling 0 and 1)");
-      f("scale", scale, "estimates exp(scale q.k), default 1/sqrt(D) (fast-transformers' softmax_temp; without normalize_data: 1.0)");
-      f("stabilizer", stabilizer,
-        "the maximum that keeps features in range. running: of the exponents of the keys so far; sequence: of W k over all positions, which looks "
-        "ahead by eps (authors' code), with hyperbolic features of |x|^2 (fast-transformers' stabilize); none");
-      f("eps", eps, "added to every feature, under the maximum (authors' code: 1e-6, with the stabilizer sequence; performer-pytorch: 1e-4)");
-      f("causal", causal, "a query sees no key after it; the last query meets the last key");
-      f("renormalize", renormalize, "divides by phi(q).sum phi(k); False needs the stabilizer sequence or none");
-      f("denominator", denominator,
-        "guard: adds 2 s where R is within s of 0 (authors' code); add: adds s (fast-transformers); add_to_keys: adds s to every sum of a key's "
-        "feature (performer-pytorch, causal), not with the stabilizer running");
-      f("denominator_eps", denominator_eps, "s (authors' code: eps; fast-transformers and performer-pytorch: 1e-6)");
-      f("memory", memory,
-        "full: keeps features of all positions for the gradient; minimal: computes them anew, a chunk at a time, not with the stabilizer sequence");
-      f("chunk", chunk, "positions that minimal memory takes at a time");
-    }
+    void fields(auto&& f) { detail::performer_fields(f, *this); }
   };
   struct Inputs {
     Tensor q, k, v;
@@ -130,19 +134,7 @@ layer.redraw())"};
       f("context_dim", context_dim, "width of the context, default E");
       f("bias", bias, "whether query, key and value projections have biases (performer-pytorch: False; fast-transformers: True)");
       f("output_bias", output_bias, "whether the output projection has one (performer-pytorch and fast-transformers: True)");
-      f("features", features, "positive (authors' code); hyperbolic: two for each row of W, of lower variance (paper, fast-transformers)");
-      f("nb_features", nb_features, "rows m of W (authors' JAX code: 256; performer-pytorch: D ln D; fast-transformers: D / 2)");
-      f("orthogonal", orthogonal, "draws rows of W orthogonal within blocks of D (paper); False: independent");
-      f("row_norm", row_norm, "how long orthogonal rows are: as independent normal rows, or sqrt(D) (authors' ortho_scaling 0 and 1)");
-      f("scale", scale, "estimates exp(scale q.k), default 1/sqrt(D) (fast-transformers' softmax_temp)");
-      f("stabilizer", stabilizer, "the maximum that keeps features in range, as of PerformerAttention (performer-pytorch: sequence)");
-      f("eps", eps, "added to every feature, under the maximum (authors' code: 1e-6, with the stabilizer sequence; performer-pytorch: 1e-4)");
-      f("causal", causal, "a query sees no key after it; the last query meets the last key");
-      f("denominator", denominator, "guard (authors' code), add (fast-transformers) or add_to_keys (performer-pytorch, causal)");
-      f("denominator_eps", denominator_eps, "s of the denominator (authors' code: eps; fast-transformers and performer-pytorch: 1e-6)");
-      f("memory", memory,
-        "full: keeps features of all positions for the gradient; minimal: computes them anew, a chunk at a time, not with the stabilizer sequence");
-      f("chunk", chunk, "positions that minimal memory takes at a time");
+      detail::performer_fields(f, *this);
     }
   };
   struct Inputs {

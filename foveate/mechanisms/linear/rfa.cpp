@@ -159,8 +159,7 @@ Tokens tokens(const RFA::Options& o, const RFA::Parameters& p, const RFA::Inputs
 }  // namespace
 
 void RFA::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, "rfa: num_heads must divide embed_dim, got ", o.num_heads,
-                    " and ", o.embed_dim);
+  layers::check_heads("rfa", o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.context_dim.value_or(1) > 0, "rfa: context_dim must be positive, got ", *o.context_dim);
   TORCH_CHECK_VALUE(!o.gated || o.causal, "rfa: gated needs causal: without an order nothing is older");
   TORCH_CHECK_VALUE(o.pool_size == 0 || o.pool_size >= o.num_heads, "rfa: pool_size must be 0 or num_heads = ", o.num_heads, " and more, got ",

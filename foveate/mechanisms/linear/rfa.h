@@ -36,6 +36,18 @@ enum class RFADraw {
 };
 template <> inline constexpr auto names<RFADraw> = std::array<std::string_view, 2>{"gaussian", "orf"};
 
+namespace detail {
+/// The options that function and layer have.
+void rfa_fields(auto&& f, auto& o) {
+  f("feature_map", o.feature_map, "sincos: Gaussian kernel, 2m features; arccos: arc-cosine kernel, m features");
+  f("feature_scale", o.feature_scale, "multiplies the features, default m^(-1/2) (paper); 0.1 whatever m (authors' code)");
+  f("norm_eps", o.norm_eps, "added to the lengths that q and k are divided by (paper: 0, authors' code: 1e-3)");
+  f("denominator", o.denominator,
+    "clamp: max(R, denominator_eps) (authors' code, causal); abs_clamp: max(|R|, denominator_eps) (authors' code, else); R = phi(q).z");
+  f("denominator_eps", o.denominator_eps, "least denominator; the paper divides by R itself (authors' code: 1, masked causal form 1e-3)");
+}
+}  // namespace detail
+
 /// The bare function, gated where a gate is given.
 struct FOVEATE_API RandomFeatureAttention {
   static constexpr Form form{.card = &rfa,
@@ -61,12 +73,7 @@ torch.testing.assert_close(out, whole[:, :, :1]))"};
       f("causal", causal, "query i sees keys 0 to i, both counted from the start");
       f("proj_dim", proj_dim, "rows m of W where random_matrices is absent (authors' code: 64)");
       f("tau", tau, "temperature, divides W (authors' code: 1)");
-      f("feature_map", feature_map, "sincos: Gaussian kernel, 2m features; arccos: arc-cosine kernel, m features");
-      f("feature_scale", feature_scale, "multiplies the features, default m^(-1/2) (paper); 0.1 whatever m (authors' code)");
-      f("norm_eps", norm_eps, "added to the lengths that q and k are divided by (paper: 0, authors' code: 1e-3)");
-      f("denominator", denominator,
-        "clamp: max(R, denominator_eps) (authors' code, causal); abs_clamp: max(|R|, denominator_eps) (authors' code, else); R = phi(q).z");
-      f("denominator_eps", denominator_eps, "least denominator; the paper divides by R itself (authors' code: 1, masked causal form 1e-3)");
+      detail::rfa_fields(f, *this);
       f("draw", draw, "where random_matrices is absent. gaussian: independent rows; orf: Q of a Gaussian matrix, rows scaled by chi lengths");
     }
   };
@@ -135,12 +142,7 @@ torch.testing.assert_close(torch.cat([first, rest], 1), layer(x), rtol=1e-4, ato
       f("proj_dim", proj_dim, "rows m of W (authors' code: 64)");
       f("tau", tau, "temperature, divides W (authors' code: 1)");
       f("reparam_proj", reparam_proj, "whether a scale sigma of W is learned (authors' code: True)");
-      f("feature_map", feature_map, "sincos: Gaussian kernel, 2m features; arccos: arc-cosine kernel, m features");
-      f("feature_scale", feature_scale, "multiplies the features, default m^(-1/2) (paper); 0.1 whatever m (authors' code)");
-      f("norm_eps", norm_eps, "added to the lengths that q and k are divided by (paper: 0, authors' code: 1e-3)");
-      f("denominator", denominator,
-        "clamp: max(R, denominator_eps) (authors' code, causal); abs_clamp: max(|R|, denominator_eps) (authors' code, else); R = phi(q).z");
-      f("denominator_eps", denominator_eps, "least denominator; the paper divides by R itself (authors' code: 1, masked causal form 1e-3)");
+      detail::rfa_fields(f, *this);
       f("draw", draw, "gaussian: independent rows; orf: Q of a Gaussian matrix, rows scaled by chi lengths (authors' code has both)");
       f("pool_size", pool_size,
         "draws of W that are kept; in training each call takes some at random, one a head, else the first ones serve (authors' code: 500); "

@@ -35,6 +35,17 @@ struct SlimPerformerBlock {
   }
 };
 
+namespace detail {
+/// The options that layer and model have.
+void slim_performer_fields(auto&& f, auto& o) {
+  f("feature_type", o.feature_type, "phi: elementwise, or favor+, exp(R^T x - |x|^2/2) of x / D^(1/4)");
+  f("favor_blocks", o.favor_blocks, "orthogonal blocks of D features that R has (authors' favor+_k: k)");
+  f("post_layernorm", o.post_layernorm, "normalises the results before the residual sums, not the inputs (authors' on_gptln)");
+  f("memory", o.memory, "full: keeps what all positions need for the gradient; minimal: computes it anew, a chunk at a time (paper)");
+  f("chunk", o.chunk, "positions C that minimal memory takes at a time");
+}
+}  // namespace detail
+
 /// A layer: attention without output projection, feed-forward network, residual sums.
 struct FOVEATE_API SlimPerformerLayer {
   static constexpr Form form{.card = &slim_performer,
@@ -58,11 +69,7 @@ torch.testing.assert_close(torch.cat([first, rest], 1), layer(x), rtol=1e-4, ato
       f("hidden_dim", hidden_dim, "width E of the sequence", required);
       f("n_heads", n_heads, "heads H, a divisor of E", required);
       f("ffn_dim", ffn_dim, "inner width of the feed-forward network", required);
-      f("feature_type", feature_type, "phi: elementwise, or favor+, exp(R^T x - |x|^2/2) of x / D^(1/4)");
-      f("favor_blocks", favor_blocks, "orthogonal blocks of D features that R has (authors' favor+_k: k)");
-      f("post_layernorm", post_layernorm, "normalises the results before the residual sums, not the inputs (authors' on_gptln)");
-      f("memory", memory, "full: keeps what all positions need for the gradient; minimal: computes it anew, a chunk at a time (paper)");
-      f("chunk", chunk, "positions C that minimal memory takes at a time");
+      detail::slim_performer_fields(f, *this);
     }
   };
   struct Inputs {
@@ -116,11 +123,7 @@ torch.testing.assert_close(torch.cat([first, second], 1), model(tokens), rtol=1e
       f("n_layers", n_layers, "layers", required);
       f("ffn_dim", ffn_dim, "inner width of the feed-forward networks", required);
       f("n_heads", n_heads, "heads H", required);
-      f("feature_type", feature_type, "phi: elementwise, or favor+, exp(R^T x - |x|^2/2) of x / D^(1/4)");
-      f("favor_blocks", favor_blocks, "orthogonal blocks of D features that R has (authors' favor+_k: k)");
-      f("post_layernorm", post_layernorm, "normalises the results before the residual sums, not the inputs (authors' on_gptln)");
-      f("memory", memory, "full: keeps what all positions need for the gradient; minimal: computes it anew, a chunk at a time (paper)");
-      f("chunk", chunk, "positions C that minimal memory takes at a time");
+      detail::slim_performer_fields(f, *this);
     }
   };
   struct Inputs {

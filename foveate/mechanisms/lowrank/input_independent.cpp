@@ -1,4 +1,5 @@
 #include <foveate/attention.h>
+#include <foveate/heads.h>
 #include <foveate/init.h>
 #include <foveate/input_independent.h>
 #include <foveate/table_attention.h>
@@ -56,8 +57,7 @@ Tensor InputIndependentAttention::patterns(int64_t L) {
 }
 
 void InputIndependentAttention::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0,
-                    "input_independent_attention: num_heads must divide embed_dim, got ", o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("input_independent_attention", o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.max_len > 0 && o.bottleneck > 0, "input_independent_attention: max_len and bottleneck must be positive, got ", o.max_len,
                     " and ", o.bottleneck);
 }

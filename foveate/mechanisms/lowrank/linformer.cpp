@@ -1,5 +1,6 @@
 #include <foveate/attention.h>
 #include <foveate/convolution.h>
+#include <foveate/heads.h>
 #include <foveate/init.h>
 #include <foveate/linformer.h>
 
@@ -43,9 +44,6 @@ void check_matrix(const Tensor& w, const SlotProjection::Plan& plan, const Size&
   TORCH_CHECK_VALUE(tokens <= plan.length, "linformer: length: the keys are ", tokens, " tokens, more than length = ", plan.length);
 }
 
-/// Zeros for padding: x [B,H,M,D], key_mask [B,M]
-Tensor real(const Tensor& x, const optional<Tensor>& key_mask) { return key_mask ? x * key_mask->to(x.scalar_type()).unsqueeze(1).unsqueeze(-1) : x; }
-
 /// E serves both where there is no F.
 const SlotProjection& second(const SlotProjection& e, const SlotProjection& f) {
   return f.weight || f.fixed ? f : e;  // NOLINT(bugprone-return-const-ref-from-parameter): both are members of the caller's parameters
@@ -55,10 +53,8 @@ const SlotProjection& second(const SlotProjection& e, const SlotProjection& f) {
 Tensor attend_slots(const Tensor& q, const Tensor& k, const Tensor& v, const ops::Attention& how, const optional<Tensor>& key_mask,
                     const optional<Tensor>& query_mask) {
   Tensor out = ops::attention(q, k, v, how).out;
-  const auto keep = [&](const Tensor& rows) { out = out * rows.to(out.scalar_type()).unsqueeze(1).unsqueeze(-1); };  // rows [B,N or 1]
-  if (key_mask) keep(key_mask->any(1, true));
-  if (query_mask) keep(*query_mask);
-  return out;
+  if (key_mask) out = masked_rows(out, key_mask->any(1, true));
+  return masked_rows(out, query_mask);
 }
 
 /// The softmax over slots; slot_causal puts the first query at the first slot.
@@ -142,8 +138,8 @@ LinformerAttention::Parameters LinformerAttention::init(const Options& o) {
 
 Tensor LinformerAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
   const SlotProjection::Plan plan{.kind = o.kind, .sharing = o.sharing, .length = o.length, .rank = o.rank, .heads = plain_extent(in.q, 1)};
-  const Tensor k = p.key_projection(real(in.k, in.key_mask), plan);                              // [B,H,K,D]
-  const Tensor v = second(p.key_projection, p.value_projection)(real(in.v, in.key_mask), plan);  // [B,H,K,Dv]
+  const Tensor k = p.key_projection(masked_rows(in.k, in.key_mask), plan);                              // [B,H,K,D]
+  const Tensor v = second(p.key_projection, p.value_projection)(masked_rows(in.v, in.key_mask), plan);  // [B,H,K,Dv]
   return attend_slots(in.q, k, v, over_slots(o), in.key_mask, in.query_mask);
 }
 
@@ -153,9 +149,7 @@ FOVEATE_MECHANISM(LinformerAttention)
 
 void LinformerMultiheadAttention::check(const Options& o) {
   check_slots("linformer_multihead_attention", o);
-  TORCH_CHECK_VALUE(o.embed_dim > 0 && (o.head_dim ? *o.head_dim > 0 : o.embed_dim % o.num_heads == 0),
-                    "linformer_multihead_attention: num_heads must divide embed_dim where head_dim is not given, got ", o.num_heads, " and ",
-                    o.embed_dim);
+  layers::check_heads("linformer_multihead_attention", o.embed_dim, o.num_heads, o.head_dim);
   TORCH_CHECK_VALUE(o.project == LinformerOrder::heads || o.kind != Kind::conv || o.sharing != Sharing::none,
                     "linformer_multihead_attention: sharing none with kind conv needs project heads: the input has no heads");
 }
@@ -204,9 +198,9 @@ Tensor LinformerMultiheadAttention::attend(const Options& o, const Parameters& p
 
   Tensor k, v;  // [B,H or 1,K,D]
   if (o.project == LinformerOrder::heads) {
-    const Tensor keys = real(split_heads(p.key(context), kv_heads), in.key_mask);
+    const Tensor keys = masked_rows(split_heads(p.key(context), kv_heads), in.key_mask);
     k = e(keys, plan);
-    v = value_slots(p.value ? real(split_heads(value(context), kv_heads), in.key_mask) : keys, plan);
+    v = value_slots(p.value ? masked_rows(split_heads(value(context), kv_heads), in.key_mask) : keys, plan);
   } else {  // cheaper: the feature projections see K rows instead of M
     const auto features = [&](const layers::Linear& linear, const Tensor& slots) -> Tensor {  // slots [B,H or 1,K,E]
       if (plain_extent(slots, 1) == 1) return split_heads(linear(slots.squeeze(1)), kv_heads);
@@ -214,7 +208,7 @@ Tensor LinformerMultiheadAttention::attend(const Options& o, const Parameters& p
       const Tensor projected = at::matmul(slots, w);
       return linear.bias ? projected + linear.bias->view({kv_heads, 1, -1}) : projected;
     };
-    const Tensor tokens = real(context.unsqueeze(1), in.key_mask);
+    const Tensor tokens = masked_rows(context.unsqueeze(1), in.key_mask);
     const Tensor slots = e(tokens, plan);
     k = features(p.key, slots);
     v = features(value, &value_slots == &e ? slots : value_slots(tokens, plan));

@@ -102,8 +102,7 @@ optional<Tensor> slot_mask(const MC::Options& o, const optional<Tensor>& key_mas
 }  // namespace
 
 void MemoryCompressedAttention::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0,
-                    "memory_compressed_attention: num_heads must divide embed_dim, got ", o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("memory_compressed_attention", o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.compression_factor > 0, "memory_compressed_attention: compression_factor must be positive, got ", o.compression_factor);
   TORCH_CHECK_VALUE(!o.left_padded || o.reduction == Reduction::compress_kv, "memory_compressed_attention: left_padded is for compress_kv");
   TORCH_CHECK_VALUE(o.nonlinearity == MemoryNonlinearity::none || o.reduction == Reduction::compress_x,

@@ -1,13 +1,10 @@
 #include <foveate/attention.h>
 #include <foveate/attention_formula.h>
+#include <foveate/heads.h>
 #include <foveate/nystromformer.h>
 
 namespace foveate {
 namespace {
-
-/// A row of flags [B,M] beside tensors [B,H,M,D].
-Tensor rows(const Tensor& mask, const Tensor& like) { return mask.to(like.scalar_type()).unsqueeze(1).unsqueeze(-1); }
-Tensor only(const Tensor& x, const optional<Tensor>& mask) { return mask ? x * rows(*mask, x) : x; }
 
 /// Landmarks of x [B,H,N,D], and which of them [B,m] stand for any token.
 struct Landmarks {
@@ -41,8 +38,7 @@ Tensor inverse(const Tensor& A, InverseInit init, int64_t steps) {
 
 /// log of how many zeros left_padded segments put before the first of M keys.
 Tensor log_padding(const Tensor& k, int64_t m) {
-  const auto type = ops::accumulation_type(k.scalar_type());
-  const Tensor M = at::ones_symint({extent(k, 2)}, k.options().dtype(type)).sum();
+  const Tensor M = length_of(k.to(ops::accumulation_type(k.scalar_type())), 2);
   return (-M).remainder(static_cast<double>(m)).log();
 }
 
@@ -74,12 +70,12 @@ Tensor attend(const auto& o, const Tensor& q_given, const Tensor& k_given, const
               const optional<Tensor>& key_mask, optional<Tensor> query_mask) {
   const bool zeroes = o.masking != NystromMask::keys;
   if (!zeroes) query_mask = {};
-  const Tensor q = only(q_given, query_mask);
-  const Tensor k = zeroes ? only(k_given, key_mask) : k_given;
-  const Tensor v = zeroes ? only(v_given, key_mask) : v_given;
+  const Tensor q = masked_rows(q_given, query_mask);
+  const Tensor k = zeroes ? masked_rows(k_given, key_mask) : k_given;
+  const Tensor v = zeroes ? masked_rows(v_given, key_mask) : v_given;
   const bool few = o.exact_when_short && (extent(q, 2) <= o.num_landmarks || extent(k, 2) <= o.num_landmarks);
-  const Tensor out = few ? ops::attention(q, k, v, {.key_mask = key_mask, .scale = o.scale, .query_mask = query_mask}).out
-                         : through_landmarks(o, q, k, v, key_mask, query_mask);
+  Tensor out = few ? ops::attention(q, k, v, {.key_mask = key_mask, .scale = o.scale, .query_mask = query_mask}).out
+                   : through_landmarks(o, q, k, v, key_mask, query_mask);
   if (!conv) return out;
   TORCH_CHECK_VALUE(extent(q, 2) == extent(k, 2), "nystrom_attention: conv_kernel_size needs as many keys as queries, got ", extent(k, 2), " and ",
                     extent(q, 2));
@@ -119,8 +115,7 @@ FOVEATE_MECHANISM(NystromAttention)
 
 void Nystromformer::check(const Options& o) {
   check_options("nystromformer", o);
-  TORCH_CHECK_VALUE(o.embed_dim > 0 && (o.head_dim ? *o.head_dim > 0 : o.embed_dim % o.num_heads == 0),
-                    "nystromformer: num_heads must divide embed_dim where head_dim is not given, got ", o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("nystromformer", o.embed_dim, o.num_heads, o.head_dim);
   TORCH_CHECK_VALUE(!o.value_residual || o.out_projection, "nystromformer: value_residual needs out_projection");
 }
 

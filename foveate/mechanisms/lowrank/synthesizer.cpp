@@ -33,6 +33,7 @@ struct Scores {
   std::vector<Tensor> rows, columns, tables;
 };
 
+/// N queries from `start` on, before M keys.
 struct Places {
   Size start, N, M;
 };
@@ -58,12 +59,12 @@ const layers::Linear& needed(const optional<layers::Linear>& parameter, const ch
 }
 
 /// x [B,N,E]; k [B,H,M,D], of vanilla.
-Scores synthesize(const Synthesizer::Options& o, const Synthesizer::Parameters& p, const Tensor& x, const Tensor& k, const Places& at) {
+Scores synthesize(const Synthesizer::Options& o, const Synthesizer::Parameters& p, const Tensor& x, const Tensor& k, const Places& places) {
   Scores s;
   const auto weighted = [](const Tensor& scores, const Weight& w) { return w ? scores * w->to(scores.scalar_type()) : scores; };
-  const auto first = [&](const Tensor& t, int64_t dim) { return t.narrow_symint(dim, 0, at.M); };        // columns
-  const auto here = [&](const Tensor& t, int64_t dim) { return t.narrow_symint(dim, at.start, at.N); };  // rows
-  const Tensor q = has_queries(o) ? split_heads(needed(p.query, "query")(x), o.num_heads) : Tensor();    // [B,H,N,D]
+  const auto first = [&](const Tensor& t, int64_t dim) { return t.narrow_symint(dim, 0, places.M); };            // columns
+  const auto here = [&](const Tensor& t, int64_t dim) { return t.narrow_symint(dim, places.start, places.N); };  // rows
+  const Tensor q = has_queries(o) ? split_heads(needed(p.query, "query")(x), o.num_heads) : Tensor();            // [B,H,N,D]
   const auto all = kinds(o);
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Weight w = weight(o, p, i);
@@ -91,11 +92,9 @@ Scores synthesize(const Synthesizer::Options& o, const Synthesizer::Parameters& 
         const auto [a, c] = tiles(o);
         const Tensor A = split_heads(needed(p.tile_rows, "tile_rows")(x), o.num_heads);        // [B,H,N,a]
         const Tensor C = split_heads(needed(p.tile_columns, "tile_columns")(x), o.num_heads);  // [B,H,N,c]
-        if (o.tile == SynthesizerTile::outer) {
-          s.tables.push_back(weighted(first((A.unsqueeze(-1) * C.unsqueeze(-2)).flatten(3), 3), w));
-        } else {
-          s.tables.push_back(weighted(first(A.repeat({1, 1, 1, c}) * C.repeat({1, 1, 1, a}), 3), w));
-        }
+        const bool outer = o.tile == SynthesizerTile::outer;
+        const Tensor products = outer ? (A.unsqueeze(-1) * C.unsqueeze(-2)).flatten(3) : A.repeat({1, 1, 1, c}) * C.repeat({1, 1, 1, a});
+        s.tables.push_back(weighted(first(products, 3), w));
         break;
       }
       case Kind::vanilla: product(q * o.scale.value_or(default_scale(q)), k); break;
@@ -110,7 +109,7 @@ Tensor side_by_side(std::vector<Tensor> parts, const Size& B) {
   return at::cat(parts, 3);
 }
 
-Tensor attend(const Synthesizer::Options& o, const Scores& s, const Tensor& v, const optional<Tensor>& key_mask, const Places& at) {
+Tensor attend(const Synthesizer::Options& o, const Scores& s, const Tensor& v, const optional<Tensor>& key_mask) {
   const Size B = extent(v, 0);
   optional<Tensor> table;
   for (const Tensor& one : s.tables) table = table ? *table + one : one;
@@ -118,15 +117,14 @@ Tensor attend(const Synthesizer::Options& o, const Scores& s, const Tensor& v, c
     Tensor weights = table.value_or(v.new_zeros({}));
     if (!s.rows.empty()) weights = weights + at::matmul(side_by_side(s.rows, B), side_by_side(s.columns, B).transpose(2, 3));
     if (o.causal) weights = weights * layers::causal_mask(weights).to(weights.scalar_type());
-    return at::matmul(weights, key_mask ? v * key_mask->to(v.scalar_type()).unsqueeze(1).unsqueeze(-1) : v);
+    return at::matmul(weights, masked_rows(v, key_mask));
   }
-  if (s.rows.empty() && kinds(o) == std::vector{Kind::random}) return layers::table_attention(table->squeeze(0), v, o.causal, key_mask);
-  const ops::Attention how{.key_mask = key_mask, .causal = o.causal, .bias = table, .scale = 1};
   if (s.rows.empty()) {
-    const auto nothing = [&](const Size& length) { return v.new_zeros_symint({B, extent(v, 1), length, 1}); };
-    return ops::attention(nothing(at.N), nothing(at.M), v, how).out;
+    const bool alike = kinds(o) == std::vector{Kind::random};
+    return layers::table_attention(alike ? table->squeeze(0) : *table, v, o.causal, key_mask);
   }
-  return ops::attention(side_by_side(s.rows, B), side_by_side(s.columns, B), v, how).out;
+  return ops::attention(side_by_side(s.rows, B), side_by_side(s.columns, B), v, {.key_mask = key_mask, .causal = o.causal, .bias = table, .scale = 1})
+      .out;
 }
 
 std::pair<Tensor, Synthesizer::State> run(const Synthesizer::Options& o, const Synthesizer::Parameters& p, const Synthesizer::Inputs& in,
@@ -142,8 +140,7 @@ std::pair<Tensor, Synthesizer::State> run(const Synthesizer::Options& o, const S
   const Size M = extent(v, 2);
   const bool tables = kinds(o) != std::vector{Kind::vanilla};
   TORCH_CHECK_VALUE(!tables || M <= o.max_len, "synthesizer: x must have no more than max_len = ", o.max_len, " tokens, got ", M);
-  const Places at{.start = M - N, .N = N, .M = M};
-  const Tensor attended = merge_heads(attend(o, synthesize(o, p, in.x, k, at), v, in.key_mask, at));
+  const Tensor attended = merge_heads(attend(o, synthesize(o, p, in.x, k, {.start = M - N, .N = N, .M = M}), v, in.key_mask));
   return {p.out ? (*p.out)(attended) : attended, {.v = v, .k = k}};
 }
 

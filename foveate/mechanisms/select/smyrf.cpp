@@ -102,9 +102,8 @@ SmyrfAttention::Outputs SmyrfAttention::forward(const Options& o, const Paramete
                                           .scale = o.scale.value_or(default_scale(in.q)),
                                           .dropout_keep = in.dropout_keep ? optional(queries.cut(*in.dropout_keep)) : std::nullopt,
                                           .dropout = o.dropout});
-  Tensor merged = ops::merge_attention(queries.put_back(out), queries.put_back(lse.unsqueeze(-1)).squeeze(-1)).out;
-  if (in.query_mask) merged = merged * in.query_mask->to(merged.scalar_type()).unsqueeze(1).unsqueeze(-1);
-  return {.out = merged, .q_order = q_order, .k_order = k_order};
+  const Tensor merged = ops::merge_attention(queries.put_back(out), queries.put_back(lse.unsqueeze(-1)).squeeze(-1)).out;
+  return {.out = masked_rows(merged, in.query_mask), .q_order = q_order, .k_order = k_order};
 }
 
 FOVEATE_MECHANISM(SmyrfAttention)

@@ -31,8 +31,7 @@ Attention::Outputs Attention::forward(const Options& o, const Parameters&, const
 FOVEATE_MECHANISM(Attention)
 
 void MultiheadAttention::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0,
-                    "multihead_attention: num_heads must divide embed_dim, got ", o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("multihead_attention", o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.context_dim.value_or(1) > 0, "multihead_attention: context_dim must be positive, got ", *o.context_dim);
   layers::check_dropout("multihead_attention", "dropout", o.dropout);
 }

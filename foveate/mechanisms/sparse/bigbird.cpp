@@ -1,4 +1,5 @@
 #include <foveate/bigbird.h>
+#include <foveate/heads.h>
 #include <foveate/init.h>
 #include <foveate/merge_attention.h>
 #include <foveate/sparse_attention.h>
@@ -130,8 +131,7 @@ FOVEATE_MECHANISM(BigBirdAttention)
 
 void BigBirdSelfAttention::check(const Options& o) {
   check_bigbird("big_bird_self_attention", o);
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0,
-                    "big_bird_self_attention: num_heads must divide embed_dim, got ", o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("big_bird_self_attention", o.embed_dim, o.num_heads);
 }
 
 BigBirdSelfAttention::Parameters BigBirdSelfAttention::init(const Options& o) {

@@ -1,5 +1,6 @@
 #include <foveate/attention.h>
 #include <foveate/blockwise.h>
+#include <foveate/dropout.h>
 
 #include <numeric>
 
@@ -58,7 +59,7 @@ void check_blocks(const char* form, int64_t n, const std::vector<int64_t>& heads
                         static_cast<int64_t>(heads_per_permutation.size()) <= n,
                     form, ": heads_per_permutation must be counts of heads, at most num_blocks = ", n, " of them, got ",
                     c10::ArrayRef(heads_per_permutation));
-  TORCH_CHECK_VALUE(dropout >= 0 && dropout < 1, form, ": dropout must lie in [0, 1), got ", dropout);
+  layers::check_dropout(form, "dropout", dropout);
 }
 
 void check_heads(const char* form, const std::vector<int64_t>& heads_per_permutation, int64_t heads) {
@@ -103,8 +104,7 @@ FOVEATE_MECHANISM(BlockwiseAttention)
 
 void BlockwiseMultiheadAttention::check(const Options& o) {
   constexpr const char* name = "blockwise_multihead_attention";
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, name, ": num_heads must divide embed_dim, got ",
-                    o.num_heads, " and ", o.embed_dim);
+  layers::check_heads(name, o.embed_dim, o.num_heads);
   check_blocks(name, o.num_blocks, o.heads_per_permutation, o.dropout);
   check_heads(name, o.heads_per_permutation, o.num_heads);
 }

@@ -134,8 +134,7 @@ void check_streams(const char* form, bool causal, const optional<Tensor>& length
 }  // namespace
 
 void BPTransformerBlock::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.embed_dim > 0 && o.num_heads > 0 && o.embed_dim % o.num_heads == 0, "bp_transformer: num_heads must divide embed_dim, got ",
-                    o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("bp_transformer", o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.inner_dim > 0 && o.neighbors > 0 && o.clip_dist >= 0,
                     "bp_transformer: inner_dim and neighbors must be positive and clip_dist not negative, got ", o.inner_dim, ", ", o.neighbors,
                     " and ", o.clip_dist);

@@ -33,8 +33,7 @@ template <class Options> void check_gmat(const char* form, const Options& o) {
 
 template <class Options> void check_model(const char* form, const Options& o) {
   check_gmat(form, o);
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, form, ": num_heads must divide embed_dim, got ",
-                    o.num_heads, " and ", o.embed_dim);
+  layers::check_heads(form, o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.inner_dim > 0, form, ": inner_dim must be positive, got ", o.inner_dim);
 }
 

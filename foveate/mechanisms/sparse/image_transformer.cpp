@@ -1,3 +1,4 @@
+#include <foveate/dropout.h>
 #include <foveate/image_transformer.h>
 #include <foveate/sparse_attention.h>
 
@@ -215,10 +216,9 @@ FOVEATE_MECHANISM(ImageTransformerGridAttention)
 // --- the layer ---------------------------------------------------------------------------------------------------------------
 
 void ImageTransformerLayer::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0,
-                    "image_transformer_layer: num_heads must divide embed_dim, got ", o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("image_transformer_layer", o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.ff_dim > 0, "image_transformer_layer: ff_dim must be positive, got ", o.ff_dim);
-  TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, "image_transformer_layer: dropout must lie in [0, 1), got ", o.dropout);
+  layers::check_dropout("image_transformer_layer", "dropout", o.dropout);
   ImageTransformerAttention::check(o.line());
   ImageTransformerGridAttention::check(o.grid());
 }

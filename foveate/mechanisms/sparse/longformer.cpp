@@ -1,4 +1,5 @@
 #include <foveate/dropout.h>
+#include <foveate/heads.h>
 #include <foveate/init.h>
 #include <foveate/longformer.h>
 #include <foveate/merge_attention.h>
@@ -254,8 +255,7 @@ FOVEATE_MECHANISM(LongformerAttention)
 
 void LongformerSelfAttention::check(const Options& o) {
   check_longformer("longformer_self_attention", o);
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0,
-                    "longformer_self_attention: num_heads must divide embed_dim, got ", o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("longformer_self_attention", o.embed_dim, o.num_heads);
 }
 
 LongformerSelfAttention::Parameters LongformerSelfAttention::init(const Options& o) {

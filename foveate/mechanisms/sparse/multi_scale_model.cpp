@@ -1,3 +1,4 @@
+#include <foveate/heads.h>
 #include <foveate/init.h>
 #include <foveate/multi_scale_model.h>
 #include <foveate/sparse_attention.h>
@@ -13,8 +14,7 @@ using layers::Linear;
 // --- what the models share ---------------------------------------------------------------------------------------------------
 
 template <class Options> void check_model(const char* form, const Options& o) {
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, form, ": num_heads must divide embed_dim, got ",
-                    o.num_heads, " and ", o.embed_dim);
+  layers::check_heads(form, o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.ff_dim.value_or(1) > 0, form, ": ff_dim must be positive, got ", *o.ff_dim);
   check_multi_scales(form, o.scales);
   if constexpr (requires { o.layers; }) {

@@ -81,8 +81,7 @@ FOVEATE_MECHANISM(SparseTransformerAttention)
 
 void SparseTransformerBlock::check(const Options& o) {
   check_sets("sparse_transformer_block", o);
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0,
-                    "sparse_transformer_block: num_heads must divide embed_dim, got ", o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("sparse_transformer_block", o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.layer >= 0 && o.num_layers > 0 && o.ff_mult > 0,
                     "sparse_transformer_block: num_layers and ff_mult must be positive, layer not negative, got ", o.num_layers, ", ", o.ff_mult,
                     " and ", o.layer);

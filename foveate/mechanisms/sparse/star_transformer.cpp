@@ -1,4 +1,5 @@
 #include <foveate/attention.h>
+#include <foveate/dropout.h>
 #include <foveate/init.h>
 #include <foveate/merge_attention.h>
 #include <foveate/sparse_attention.h>
@@ -36,7 +37,7 @@ void StarTransformer::check(const Options& o) {
   TORCH_CHECK_VALUE(o.embed_dim > 0 && o.num_layers > 0 && o.num_heads > 0 && o.head_dim > 0,
                     "star_transformer: embed_dim, num_layers, num_heads and head_dim must be positive, got ", o.embed_dim, ", ", o.num_layers, ", ",
                     o.num_heads, " and ", o.head_dim);
-  TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, "star_transformer: dropout must lie in [0, 1), got ", o.dropout);
+  layers::check_dropout("star_transformer", "dropout", o.dropout);
   TORCH_CHECK_VALUE(!o.max_len || *o.max_len > 0, "star_transformer: max_len must be positive, got ", o.max_len.value_or(0));
 }
 

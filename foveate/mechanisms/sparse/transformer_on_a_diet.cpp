@@ -1,3 +1,4 @@
+#include <foveate/dropout.h>
 #include <foveate/init.h>
 #include <foveate/sparse_attention.h>
 #include <foveate/transformer_on_a_diet.h>
@@ -72,7 +73,7 @@ void DietAttention::check(const Options& o) {
                     o.first_window_size);
   TORCH_CHECK_VALUE(o.window_size_multiplier > 0, "diet_attention: window_size_multiplier must be positive, got ", o.window_size_multiplier);
   TORCH_CHECK_VALUE(o.layer >= 0, "diet_attention: layer must not be negative, got ", o.layer);
-  TORCH_CHECK_VALUE(o.weight_dropout >= 0 && o.weight_dropout < 1, "diet_attention: weight_dropout must lie in [0, 1), got ", o.weight_dropout);
+  layers::check_dropout("diet_attention", "weight_dropout", o.weight_dropout);
 }
 
 Tensor DietAttention::forward(const Options& o, const Parameters&, const Inputs& in) {
@@ -100,10 +101,9 @@ FOVEATE_MECHANISM(DietAttention)
 // --- the encoder -------------------------------------------------------------------------------------------------------------
 
 void DietEncoder::check(const Options& o) {
-  TORCH_CHECK_VALUE(o.num_heads > 0 && o.embed_dim > 0 && o.embed_dim % o.num_heads == 0, "diet_encoder: num_heads must divide embed_dim, got ",
-                    o.num_heads, " and ", o.embed_dim);
+  layers::check_heads("diet_encoder", o.embed_dim, o.num_heads);
   TORCH_CHECK_VALUE(o.num_layers > 0 && o.ff_dim > 0, "diet_encoder: num_layers and ff_dim must be positive, got ", o.num_layers, " and ", o.ff_dim);
-  TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, "diet_encoder: dropout must lie in [0, 1), got ", o.dropout);
+  layers::check_dropout("diet_encoder", "dropout", o.dropout);
   DietAttention::check(o.attention(0));
 }
 

@@ -1,3 +1,4 @@
+#include <foveate/dropout.h>
 #include <foveate/init.h>
 #include <foveate/transformer_on_a_diet_model.h>
 
@@ -12,7 +13,7 @@ DietEncoder::Inputs embedded(const DietLanguageModel::Parameters& p, const DietL
 
 void DietLanguageModel::check(const Options& o) {
   TORCH_CHECK_VALUE(o.vocab_size > 0, "diet_language_model: vocab_size must be positive, got ", o.vocab_size);
-  TORCH_CHECK_VALUE(o.output_dropout >= 0 && o.output_dropout < 1, "diet_language_model: output_dropout must lie in [0, 1), got ", o.output_dropout);
+  layers::check_dropout("diet_language_model", "output_dropout", o.output_dropout);
   DietEncoder::check(o.encoder());
 }
 

@@ -22,8 +22,7 @@ Tensor attend(const auto& o, const Tensor& q, const Tensor& k, const Tensor& v) 
   const auto heads = [&](const Tensor& x) { return split_heads(x.transpose(1, 2), o.num_heads); };  // [B,H,N,D]
   const Tensor queries = heads(q), keys = heads(k), values = heads(v);
   if (o.normalize == KroneckerNormalize::softmax) return merge_heads(ops::attention(queries, keys, values, {.scale = o.scale}).out).transpose(1, 2);
-  const Tensor count = k.new_ones_symint({extent(k, 2)}).sum();
-  const Tensor sums = at::matmul(keys.transpose(-1, -2), values) * (o.scale / count);  // [B,H,D,D]: without a softmax, sums come first
+  const Tensor sums = at::matmul(keys.transpose(-1, -2), values) * (o.scale / length_of(k, 2));  // [B,H,D,D]: without a softmax, sums come first
   return merge_heads(at::matmul(queries, sums)).transpose(1, 2);
 }
 

@@ -9,7 +9,7 @@ namespace {
 // Below, q [...,N,D], k [...,M,D], v [...,M,Dv], with or without heads.
 
 /// M, at least 1, as a tensor: lengths may be symbolic.
-Tensor count(const Tensor& k) { return k.new_ones_symint({extent(k, -2)}).sum().clamp_min(1); }
+Tensor count(const Tensor& k) { return length_of(k, -2).clamp_min(1); }
 
 Tensor softmax(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
   if (q.dim() == 4) return ops::attention(q, k, v, {.scale = scale}).out;

@@ -67,8 +67,8 @@ def _kronecker(size: Size) -> dict[str, Any]:
     return {"in_channels": size.width, "num_heads": 1, "head_dim": size.width // 2}
 
 
-def _table(size: Size) -> dict[str, Any]:
-    return {"max_len": size.length, "kinds": ["random"]}
+def _bounded(size: Size) -> dict[str, Any]:
+    return _layer(size) | {"max_len": size.length}
 
 
 def _near(size: Size, most: int) -> int:
@@ -153,9 +153,9 @@ ROWS: tuple[Row, ...] = (
     Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
     Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(size)),
     Row("Nystromformer", "Nystromformer layer (64 landmarks)", "vectors", "different", _layer),
-    Row("Synthesizer", "Synthesizer layer (dense)", "vectors", "different", lambda size: _layer(size) | {"max_len": size.length}),
-    Row("Synthesizer", "Synthesizer layer (random)", "vectors", "different", lambda size: _layer(size) | _table(size)),
-    Row("InputIndependentAttention", "Input-independent layer", "vectors", "different", lambda size: _layer(size) | {"max_len": size.length}),
+    Row("Synthesizer", "Synthesizer layer (dense)", "vectors", "different", _bounded),
+    Row("Synthesizer", "Synthesizer layer (random)", "vectors", "different", lambda size: _bounded(size) | {"kinds": ["random"]}),
+    Row("InputIndependentAttention", "Input-independent layer", "vectors", "different", _bounded),
     Row("MemoryCompressedAttention", "Memory-compressed layer (3 tokens a slot)", "vectors", "different", _layer),
     Row("SAB", "Set attention block (SAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
     Row("ISAB", "Induced set attention block (ISAB)", "vectors", "different", lambda size: _set(size) | {"in_dim": size.width}),
@@ -278,7 +278,7 @@ class Contestant:
         """A call of the sample's tensors that returns the output."""
         built = self.make(self.options(size))
         if isinstance(built, nn.Module):
-            built = built.to(dtype)
+            built = built.to(dtype).eval()  # nothing is dropped; one photo has no batch statistics
         return _Call(built, tuple(tensor.to(dtype) for tensor in self.extra(size)), self.made)
 
 

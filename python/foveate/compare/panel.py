@@ -143,8 +143,6 @@ def _built(contestant: Contestant, sample: Sample, settings: Settings) -> nn.Mod
 
 
 def _forward_call(call: nn.Module, sample: Sample) -> measure.Call:
-    call.eval()
-
     def forward() -> Tensor:
         with torch.no_grad():
             return call(*sample.tensors)  # type: ignore[no-any-return]
@@ -153,7 +151,7 @@ def _forward_call(call: nn.Module, sample: Sample) -> measure.Call:
 
 
 def _training_call(contestant: Contestant, sample: Sample, output: Tensor, settings: Settings) -> measure.Call:
-    call = _built(contestant, sample, settings).eval()  # one photo has no batch statistics after global pooling; gradients flow all the same
+    call = _built(contestant, sample, settings)
     inputs = [tensor.detach().clone().requires_grad_() for tensor in sample.tensors]
     wanted = inputs + [parameter for parameter in call.parameters() if parameter.requires_grad]
     cotangent = torch.randn_like(output)

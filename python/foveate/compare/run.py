@@ -66,7 +66,7 @@ def _map_sheet(sources: Sequence[Source], contestants: Sequence[Contestant], set
     for contestant in _for(source, contestants):  # the baseline comes first
         torch.manual_seed(settings.seed)
         try:
-            call = contestant.build(sample.size, torch.float32).eval()
+            call = contestant.build(sample.size, torch.float32)
             weights = maps.attention_map(call, q, k, settings.seed)[:MAP_HEADS]
         except (RuntimeError, ValueError, TypeError):
             continue  # its panel says why it cannot run
