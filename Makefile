@@ -18,7 +18,7 @@ SHELL := /bin/bash
 SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md LICENSE cmake foveate python tools/stubs.py -type f ! -name '*.pyc')
 $(shell mkdir -p build && printf '%s\n' $(sort $(SOURCES)) | cmp -s - build/sources.txt || printf '%s\n' $(sort $(SOURCES)) > build/sources.txt)
 
-.PHONY: help build test cpp-test py-test compare bench bench-softmax bench-linear lint format docs sanitize clean distclean
+.PHONY: help build test cpp-test py-test compare bench bench-softmax bench-linear bench-mechanisms lint format docs sanitize clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 18
@@ -47,6 +47,9 @@ bench: $(VENV)/.installed $(VENV)/.packages-bench ## the primitives against what
 bench-softmax: $(VENV)/.installed ## the softmax engine against SDPA, FlexAttention (ARGS=--flex) and code written by hand
 	@for threads in 1 2; do $(BIN)/python bench/softmax.py --threads $$threads $(ARGS); done
 	@$(BIN)/python bench/softmax.py --dtype bfloat16 --only forward $(ARGS)
+
+bench-mechanisms: $(VENV)/.installed ## every mechanism against its equations written straight in torch
+	@for threads in 1 2; do $(BIN)/python bench/mechanisms.py --threads $$threads $(ARGS); done
 
 bench-linear: $(VENV)/.installed ## the linear engine against chunks written in torch, and exact attention
 	@for threads in 1 2; do $(BIN)/python bench/linear.py --threads $$threads $(ARGS); done

@@ -1,12 +1,17 @@
-"""What the benchmarks share: rows of contestants that take turns with what limits them, and the table of their times.
+"""What the benchmarks share: contestants that take turns, and the table of their times.
 
-For each row: median milliseconds of the peer and of foveate, how many times faster foveate is (median of the ratios of a round), and
+`run` puts rows of calls beside what limits them. `duels` puts two writings of one layer beside each other, forward and backward.
+
+For each row of `run`: median milliseconds of the peer and of foveate, how many times faster foveate is (median of the ratios of a round), and
 the share of the limit's speed that the useful work of each comes to. The limit is a large product of matrices, or, where work is bound
 by memory, a sum that reads it.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +19,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from foveate.compare.measure import Call, interleaved_times
+from foveate.compare.measure import Call, interleaved_times, peak_extra_bytes
 
 H, D = 8, 64
 
@@ -47,26 +52,92 @@ def backward(attend: Callable[..., Tensor], inputs: list[Tensor], forward_too: b
     return lambda: torch.autograd.grad(out, inputs, weights, retain_graph=True)
 
 
-def run(description: str | None, rows: Callable[[torch.dtype, argparse.Namespace], Iterator[Row]], *flags: tuple[str, str]) -> None:
-    """The program: reads the command line, measures, prints the table. `flags` are further switches and their help."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+@dataclass
+class Duel:
+    """The same layer twice: what a user has today, and ours."""
+
+    name: str
+    theirs: Callable[..., Tensor]
+    ours: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+    weights: tuple[list[nn.Parameter], list[nn.Parameter]]
+    """Of theirs and of ours."""
+    same: bool = True
+    """Whether their results must agree."""
+
+
+def duels(
+    parser: argparse.ArgumentParser, makers: Callable[[argparse.Namespace], Iterator[Callable[[], Duel]]], sizes: str, tolerance: float = 1e-3
+) -> None:
+    """The program: reads the command line, runs each duel, prints the table and the geometric mean."""
+    given = _given(parser)
+    table = _table(f"forward and backward, float32, {sizes}", given, ("peer ms", "foveate ms", "times faster", "peer MB", "foveate MB"))
+    ratios = []
+    for make in track(list(makers(given)), description="measuring", console=Console(stderr=True)):
+        duel = make()
+        if given.only.lower() not in duel.name.lower():
+            continue
+        outs = [side(*duel.inputs).detach() for side in (duel.theirs, duel.ours)]
+        if duel.same and not torch.allclose(*outs, rtol=tolerance, atol=tolerance * outs[0].abs().max().item()):
+            sys.exit(f"{duel.name}: the two differ by {(outs[0] - outs[1]).abs().max():.2e}")
+        cotangent = torch.randn_like(outs[0])
+        calls = {name: _both(*side, duel.inputs, cotangent) for name, side in _sides(duel).items()}
+        memory = {name: peak_extra_bytes(call) / 1e6 for name, call in calls.items()}
+        times = interleaved_times(calls, "ours", given.rounds, seed=0)
+        ratio = times["theirs"].ratio or math.nan
+        ratios.append(ratio)
+        cells = (times["theirs"].median_ms, times["ours"].median_ms)
+        table.add_row(duel.name, *(f"{ms:.1f}" for ms in cells), f"{ratio:.2f}", f"{memory['theirs']:.0f}", f"{memory['ours']:.0f}")
+    Console().print(table)
+    if ratios:
+        print(f"geometric mean of {len(ratios)}: {statistics.geometric_mean(ratios):.2f} times faster, least {min(ratios):.2f}")
+
+
+def _sides(duel: Duel) -> dict[str, tuple[Callable[..., Tensor], list[nn.Parameter]]]:
+    return {"theirs": (duel.theirs, duel.weights[0]), "ours": (duel.ours, duel.weights[1])}
+
+
+def _both(side: Callable[..., Tensor], weights: list[nn.Parameter], inputs: tuple[Tensor, ...], cotangent: Tensor) -> Call:
+    leaves = [x.clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
+    wanted: list[Tensor] = [x for x in (*leaves, *weights) if x.requires_grad]
+
+    def call() -> object:
+        return torch.autograd.grad(side(*leaves), wanted, cotangent, allow_unused=True)
+
+    return call
+
+
+def _given(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16", "float64"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--markdown", action="store_true", help="a table for a page")
-    for flag, meaning in flags:
-        parser.add_argument(flag, action="store_true", help=meaning)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
+    return given
+
+
+def _table(title: str, given: argparse.Namespace, columns: Sequence[str]) -> Table:
+    title = f"{torch.backends.cpu.get_cpu_capability()}, {given.threads} threads, {title}"
+    table = Table(title=title, box=box.MARKDOWN if given.markdown else box.HEAVY_HEAD)
+    for column in ("figure", *columns):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    return table
+
+
+def run(description: str | None, rows: Callable[[torch.dtype, argparse.Namespace], Iterator[Row]], *flags: tuple[str, str]) -> None:
+    """The program: reads the command line, measures, prints the table. `flags` are further switches and their help."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16", "float64"])
+    for flag, meaning in flags:
+        parser.add_argument(flag, action="store_true", help=meaning)
+    given = _given(parser)
     a, b = torch.randn(2, 1024, 1024)
     stream = torch.randn(1 << 25)  # 128 MiB
     limits: dict[str, tuple[Call, float]] = {"gemm": (lambda: a @ b, 2.0 * 1024**3), "read": (stream.sum, 4.0 * stream.numel())}
-    title = f"{torch.backends.cpu.get_cpu_capability()}, {given.threads} threads, {given.dtype}, B=1 H={H} D={D}"
-    table = Table(title=title, box=box.MARKDOWN if given.markdown else box.HEAVY_HEAD)
-    for column in ("figure", "peer ms", "foveate ms", "times faster", "peer's share", "our share"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
+    columns = ("peer ms", "foveate ms", "times faster", "peer's share", "our share")
+    table = _table(f"{given.dtype}, B=1 H={H} D={D}", given, columns)
     chosen = [row for row in rows(getattr(torch, given.dtype), given) if given.only in row.name]
     for row in track(chosen, description="measuring", console=Console(stderr=True)):
         limit, amount = limits[row.limit]

@@ -12,10 +12,11 @@ from foveate._checkpoints import renamed, sources
 
 pytest.importorskip("transformers")
 
-from transformers import BigBirdConfig, LEDConfig, LongformerConfig
+from transformers import BigBirdConfig, LEDConfig, LongformerConfig, NystromformerConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel, BigBirdSelfAttention
 from transformers.models.led.modeling_led import LEDEncoderAttention
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 B, E, HEADS = 3, 16, 2
 SIZE = {"num_heads": HEADS, "embed_dim": E, "dtype": torch.float64}
@@ -132,3 +133,20 @@ def test_bigbird_in_full_where_the_sequence_is_short() -> None:
     hidden = (~real).double()[:, None, None] * -1e9
     assert_same(lambda x: theirs(x, attention_mask=hidden)[0], lambda x: ours(x, key_mask=real), n, real)
     assert_same_gradients(theirs, ours, "transformers")
+
+
+@pytest.mark.parametrize("landmarks", [4, 12, 24])
+@pytest.mark.parametrize("taps", [1, 5])
+def test_nystromformer(landmarks: int, taps: int) -> None:
+    """Their inverse starts from the largest sum of the whole batch; from as many landmarks as tokens on, attention is exact."""
+    n = 24
+    config = NystromformerConfig(num_landmarks=landmarks, segment_means_seq_len=n, conv_kernel_size=taps, **SHAPE)
+    theirs = moved(NystromformerSelfAttention(config))
+    ours = foveate.nn.Nystromformer(
+        num_landmarks=landmarks, conv_kernel_size=taps, masking="keys", inverse_init="original", out_projection=False, **SIZE
+    )
+    assert foveate.nn.load_published(ours, theirs.state_dict(), "huggingface/transformers") == "huggingface/transformers"
+    real = lengths(n, (24, 15, 7))
+    hidden = (~real).double()[:, None, None] * -1e9
+    assert_same(lambda x: theirs(x, attention_mask=hidden)[0], lambda x: ours(x, key_mask=real), n, real)
+    assert_same_gradients(theirs, ours, "huggingface/transformers")

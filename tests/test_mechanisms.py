@@ -5,7 +5,6 @@ import io
 import itertools
 import pickle
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch.library import opcheck
 
 import foveate
 from foveate._catalog import forms
+from foveate.check import flat, growing, perturbed
 from tests.contract import Case, cases, first
 
 CASES = cases()
@@ -26,16 +26,9 @@ STREAMING = [case for case in CAUSAL if case.card.streams]
 STRETCHING = [case for case in CASES if case.length]
 
 
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """The tensors of a result, lists opened."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    return [t for item in outputs for t in tensors_of(item)]
-
-
 def assert_same(got: Any, want: Any, **tolerance: Any) -> None:
     """The same tensors, in order."""
-    for a, b in zip(tensors_of(got), tensors_of(want), strict=True):
+    for a, b in zip(flat(got), flat(want), strict=True):
         torch.testing.assert_close(a, b, **tolerance)
 
 
@@ -113,7 +106,7 @@ def test_runs_on_fake_cuda_tensors(case: Case) -> None:
     with FakeTensorMode():
         arguments = {n: on("cuda", a) for n, a in {**inputs, **layer._arguments()}.items()}
         outputs = getattr(torch.ops.foveate, case.form).default(**arguments)
-    for fake, want in zip(tensors_of(outputs), tensors_of(real), strict=True):
+    for fake, want in zip(flat(outputs), flat(real), strict=True):
         assert fake.device.type == "cuda" and fake.shape == want.shape and fake.dtype == want.dtype
 
 
@@ -150,7 +143,7 @@ def small(case: Case) -> tuple[list[Tensor], Any]:
     def function(*values: Tensor) -> list[Tensor]:
         given = {**inputs, **dict(zip(names, values, strict=False))}
         own = dict(zip(parameters, values[len(names) :], strict=True))
-        outputs = tensors_of(torch.func.functional_call(layer, own, (), given))
+        outputs = flat(torch.func.functional_call(layer, own, (), given))
         return [o for o in outputs if o.is_floating_point() and o.requires_grad]
 
     return leaves, function
@@ -215,7 +208,7 @@ def test_half_precision_is_close_to_double(case: Case) -> None:
 
 @pytest.mark.parametrize("case", STRETCHING, ids=lambda case: case.id)
 def test_the_shortest_input_works(case: Case) -> None:
-    outputs = tensors_of(case.layer()(**case.inputs(stretched(case, case.smallest))))
+    outputs = flat(case.layer()(**case.inputs(stretched(case, case.smallest))))
     assert all(o.isfinite().all() for o in outputs[:1] if o.is_floating_point())
 
 
@@ -266,7 +259,7 @@ def test_a_query_that_sees_nothing_gets_zeros_and_no_gradient(case: Case) -> Non
 @pytest.mark.parametrize("case", CAUSAL, ids=lambda case: case.id)
 def test_the_future_leaves_the_past_as_it_was(case: Case) -> None:
     inputs, layer = case.inputs(), case.layer()
-    sequences = growing(case, inputs)
+    sequences = growing(case.card, inputs)
     length = inputs[next(iter(sequences))].shape[sequences[next(iter(sequences))]]
     before = first(layer(**inputs))
     axis = length_axis(before, length)
@@ -278,17 +271,6 @@ def test_the_future_leaves_the_past_as_it_was(case: Case) -> None:
             assert not torch.equal(before.narrow(axis, cut, length - cut), after.narrow(axis, cut, length - cut))
 
 
-def growing(case: Case, inputs: Mapping[str, Tensor]) -> dict[str, int]:
-    """The inputs that grow with the length, and along which axis."""
-    letters = {f.name: f.shape.split(",") for f in case.card.inputs}
-    found = {}
-    for name, x in inputs.items():
-        axes = [i for i, letter in enumerate(letters[name]) if letter in ("N", "M") and len(letters[name]) == x.dim()]
-        if axes and x.dtype != torch.bool:
-            found[name] = axes[0]
-    return found
-
-
 def length_axis(out: Tensor, length: int) -> int:
     """The axis of a result that follows the length: [B,H,N,D] or [B,N,E]."""
     axis = 2 if out.dim() == 4 else 1
@@ -296,18 +278,11 @@ def length_axis(out: Tensor, length: int) -> int:
     return axis
 
 
-def perturbed(x: Tensor, axis: int, cut: int) -> Tensor:
-    """x with everything from `cut` on replaced."""
-    tail = x.narrow(axis, cut, x.shape[axis] - cut)
-    other = torch.randn(tail.shape, dtype=x.dtype) if x.is_floating_point() else tail + 1
-    return torch.cat([x.narrow(axis, 0, cut), other], axis)
-
-
 @pytest.mark.parametrize("case", STREAMING, ids=lambda case: case.id)
 @pytest.mark.parametrize("chunks", ["tokens", "random"])
 def test_streaming_equals_the_whole(case: Case, chunks: str) -> None:
     inputs, layer = case.inputs(), case.layer()
-    sequences = growing(case, inputs)
+    sequences = growing(case.card, inputs)
     length = inputs[next(iter(sequences))].shape[sequences[next(iter(sequences))]]
     want = first(layer(**inputs))
     generator = torch.Generator().manual_seed(length)

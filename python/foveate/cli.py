@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -118,10 +119,28 @@ def compare(
 
 
 @app.command("list")
-def list_mechanisms(as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
-    """Lists every mechanism of the library."""
-    from foveate.show import mechanisms_json, mechanisms_table
+def list_mechanisms(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Run every form here: its gradients, and that causal ones do not look ahead.")] = False,
+) -> None:
+    """Lists every mechanism of the library, or checks that each works on this machine."""
+    from foveate.show import findings_table, mechanisms_json, mechanisms_table
 
+    if check:
+        from foveate import catalog
+        from foveate import check as checking
+
+        with _interruptible("stopped"), _progress() as progress:
+            task = progress.add_task("checking", total=sum(len(card.forms) for card in catalog()))
+            findings = checking.check_all(lambda: progress.advance(task))
+        faults = [finding for finding in findings if finding.fault]
+        if as_json:
+            print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        else:
+            Console().print(findings_table(findings))
+        for finding in faults:
+            errors.print(f"foveate: {finding.form} ({finding.slug}): {finding.fault}", markup=False)
+        raise typer.Exit(1 if faults else 0)
     if as_json:
         print(json.dumps(mechanisms_json(), indent=1))
     else:
@@ -154,12 +173,12 @@ def _lengths(given: str | None) -> tuple[int, ...] | None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(then: str = "stopped, nothing was written") -> Iterator[None]:
     """Ctrl-C ends in one line and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("foveate: stopped, nothing was written")
+        errors.print(f"foveate: {then}")
         raise typer.Exit(130) from None
 
 

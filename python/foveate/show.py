@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from foveate._catalog import Card, FormCard, catalog
+from foveate.check import Finding
 from foveate.compare import maps
 from foveate.compare.contestants import Contestant, Row, contestants_of, find_card, rows_of
 from foveate.compare.errors import UserError
@@ -46,6 +48,22 @@ def mechanisms_table(width: int) -> Table:
         forms = ", ".join(form.class_name for form in card.forms)
         row = (card.slug, card.title, str(card.year), card.family, card.cost, card.causality, forms)
         table.add_row(*(Text(cell) for cell in row[: len(headings)]))
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """One row per mechanism: how many of its forms ran, have finite gradients, were seen not to look ahead."""
+    forms = len(findings)
+    sound = sum(not finding.fault for finding in findings)
+    table = Table(title=f"{sound} of {forms} forms work", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    headings = ["slug", "forms", "work", "have gradients", "declared causal", "seen causal"]
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading == "slug", justify="left" if heading in ("slug", "declared causal") else "right")
+    for card in catalog():
+        of_card = [finding for finding in findings if finding.slug == card.slug]
+        counts = [len(of_card), *(sum(map(bool, column)) for column in zip(*((not f.fault, f.gradients, f.causal) for f in of_card), strict=True))]
+        total, work, trained, causal = (str(count) for count in counts)
+        table.add_row(card.slug, total, work, trained, card.causality, causal)
     return table
 
 

@@ -1,5 +1,6 @@
 """Attention maps and their pictures."""
 
+import base64
 import io
 
 import torch
@@ -7,6 +8,28 @@ import torch.nn.functional as F
 from PIL import Image
 
 from foveate.compare import maps
+
+
+def test_what_a_pixel_reads_is_where_its_output_comes_from() -> None:
+    def call(x: torch.Tensor) -> torch.Tensor:  # each pixel reads its left neighbour twice as much as its upper one
+        return x + 2 * x.roll(1, 3) + x.roll(1, 2)
+
+    found = maps.reading_map(call, torch.randn(1, 3, 4, 5), (2, 3), seed=0)
+    assert found.nonzero().tolist() == [[1, 3], [2, 2]]
+    torch.testing.assert_close(found[2, 2], 2 * found[1, 3])
+
+
+def test_closed_gates_are_opened_and_other_parameters_stay() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    torch.nn.init.zeros_(layer[1].weight)
+    kept = layer[0].weight.clone()
+    maps.opened(layer)
+    assert (layer[1].weight == 1).all() and torch.equal(layer[0].weight, kept)
+
+
+def test_a_photo_becomes_a_small_grey_picture() -> None:
+    picture = Image.open(io.BytesIO(base64.b64decode(maps.jpeg_uri(torch.rand(3, 40, 60), 30).partition(",")[2])))
+    assert (picture.format, picture.mode, picture.size) == ("JPEG", "L", (30, 20))
 
 
 def test_map_of_exact_attention_is_its_softmax_whatever_the_width() -> None:

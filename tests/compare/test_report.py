@@ -48,7 +48,7 @@ def test_text_of_the_user_cannot_end_the_script_it_stands_in() -> None:
     made.report.panels[0].answer[0] = "</script><script>alert(1)</script>"
     page = report.page(made)
     assert "<script>alert(1)" not in page
-    assert page.count("</script>") == 4 + report._asset("page.js").count("</script>")
+    assert page.count("</script>") == 5 + report._asset("page.js").count("</script>")
 
 
 def test_page_opens_with_the_answer() -> None:

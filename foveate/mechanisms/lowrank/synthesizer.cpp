@@ -28,7 +28,7 @@ std::pair<int64_t, int64_t> tiles(const Synthesizer::Options& o) {
 }
 
 /// The scores of queries from `start` on before all keys, in two parts: products of rows [B or 1,H,N,*] with columns [B or 1,H,M,*],
-/// and tables [B or 1,H,N,M].
+/// and tables [B or 1,H,N or 1,M].
 struct Scores {
   std::vector<Tensor> rows, columns, tables;
 };
@@ -81,12 +81,10 @@ Scores synthesize(const Synthesizer::Options& o, const Synthesizer::Parameters& 
       case Kind::factorized_random:
         product(here(needed(p.row_factors, "row_factors"), 1).unsqueeze(0), first(needed(p.column_factors, "column_factors"), 1).unsqueeze(0));
         break;
-      case Kind::dense: {                                                                      // the bias is one feature more
-        const Tensor hidden = split_heads(needed(p.hidden, "hidden")(x).relu(), o.num_heads);  // [B,H,N,f]
-        product(at::cat({hidden, at::ones_like(hidden.narrow(3, 0, 1))}, 3),
-                first(at::cat({needed(p.hidden_keys, "hidden_keys"), needed(p.scores_bias, "scores_bias").unsqueeze(-1)}, 2), 1).unsqueeze(0));
+      case Kind::dense:
+        product(split_heads(needed(p.hidden, "hidden")(x).relu(), o.num_heads), first(needed(p.hidden_keys, "hidden_keys"), 1).unsqueeze(0));
+        s.tables.push_back(weighted(first(needed(p.scores_bias, "scores_bias"), 1).unsqueeze(1).unsqueeze(0), w));  // the same for every row
         break;
-      }
       case Kind::dense_query: product(q.relu(), first(needed(p.query_keys, "query_keys"), 2).transpose(1, 2).unsqueeze(0)); break;
       case Kind::factorized_dense: {
         const auto [a, c] = tiles(o);
@@ -106,8 +104,11 @@ Scores synthesize(const Synthesizer::Options& o, const Synthesizer::Parameters& 
 /// Of tensors [B or 1,H,...], the joined last dimension, B alike.
 Tensor side_by_side(std::vector<Tensor> parts, const Size& B) {
   for (Tensor& part : parts) part = part.expand_symint({B, -1, -1, -1});
-  return at::cat(parts, 3);
+  return parts.size() == 1 ? parts.front() : at::cat(parts, 3);
 }
+
+/// Backward computes products of rows and columns again, unless they are so wide that keeping all N x M is cheaper.
+constexpr int64_t widest_recomputed = 128;
 
 Tensor attend(const Synthesizer::Options& o, const Scores& s, const Tensor& v, const optional<Tensor>& key_mask) {
   const Size B = extent(v, 0);
@@ -123,8 +124,12 @@ Tensor attend(const Synthesizer::Options& o, const Scores& s, const Tensor& v, c
     const bool alike = kinds(o) == std::vector{Kind::random};
     return layers::table_attention(alike ? table->squeeze(0) : *table, v, o.causal, key_mask);
   }
-  return ops::attention(side_by_side(s.rows, B), side_by_side(s.columns, B), v, {.key_mask = key_mask, .causal = o.causal, .bias = table, .scale = 1})
-      .out;
+  const Tensor rows = side_by_side(s.rows, B), columns = side_by_side(s.columns, B);
+  if (plain_extent(rows, 3) > widest_recomputed) {
+    const Tensor products = at::matmul(rows, columns.transpose(2, 3));
+    return layers::table_attention(table ? products + *table : products, v, o.causal, key_mask);
+  }
+  return ops::attention(rows, columns, v, {.key_mask = key_mask, .causal = o.causal, .bias = table, .scale = 1}).out;
 }
 
 std::pair<Tensor, Synthesizer::State> run(const Synthesizer::Options& o, const Synthesizer::Parameters& p, const Synthesizer::Inputs& in,

@@ -55,6 +55,7 @@ class Source:
     description: str  # what the numbers are and where they come from
     longest: int
     at: Callable[[int], Sample]
+    photo: Tensor | None = None  # [3,H,W], of a map
 
 
 def default_sources(layer: int, longest: int) -> list[Source]:
@@ -98,7 +99,7 @@ def photo_source(path: Path | None) -> Source:
 
     subject = "the sample photo" if path is None else "your photo"
     description = f"{photo.CHANNELS} channels of colour, oriented edges and contrast, at several resolutions (fixed filters, not trained)"
-    return Source("map", subject, description, pixels[0].numel(), at)
+    return Source("map", subject, description, pixels[0].numel(), at, pixels)
 
 
 def file_sources(path: Path) -> list[Source]:

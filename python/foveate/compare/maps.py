@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ZERO = 128  # palette index of weight 0; lower ones are negative weights
 # Night blue over violet and orange to pale yellow for weights from 0 up; night blue to turquoise for negative ones.
@@ -59,6 +59,30 @@ def influence_map(call: Callable[..., Tensor], x: Tensor, seed: int) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
+def reading_map(call: Callable[..., Tensor], x: Tensor, pixel: tuple[int, int], seed: int) -> Tensor:
+    """How much the output at one pixel (row, column) of a layer of a map x [1,C,H,W] changes with the input at each: [H,W], in some
+    directions of the output. What the pixel passes on of itself is left out."""
+    row, column = pixel
+    torch.manual_seed(seed)
+    leaf = x.detach().clone().requires_grad_()
+    out = call(leaf)[0, :, row, column]  # [C]
+    directions = torch.randn(4, out.shape[0], generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    pulled = [torch.autograd.grad(out, leaf, d, retain_graph=True)[0][0] for d in directions]
+    weights = torch.stack(pulled).square().sum((0, 1)).sqrt()
+    weights[row, column] = 0
+    return weights
+
+
+def opened(layer: nn.Module) -> nn.Module:
+    """The layer with every parameter that starts at zero, such as the gate of a residual branch, set to something: closed gates hide what
+    is behind them."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, 1.0 if parameter.dim() < 2 else 0.0, 0.0 if parameter.dim() < 2 else parameter[0].numel() ** -0.5)
+    return layer
+
+
 def shades(weights: Tensor, brightest: float) -> Tensor:
     """Palette indices, uint8, of weights [N,M]; square roots, so that faint weights stay visible."""
     strength = (weights.float().abs() / max(brightest, 1e-12)).clamp(max=1).sqrt()
@@ -90,6 +114,18 @@ def png(indices: Tensor, enlarge: int = 1) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     return file.getvalue()
+
+
+def jpeg_uri(photo: Tensor, width: int) -> str:
+    """A photo [3,H,W], values from 0 to 1, in grey and no wider than this, as an address that an HTML page can hold."""
+    from PIL import Image
+
+    pixels = (255 * photo.permute(1, 2, 0)).round().clamp(0, 255).to(torch.uint8)
+    picture = Image.fromarray(pixels.numpy()).convert("L")
+    picture.thumbnail((width, 4 * width))
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def data_uri(indices: Tensor, enlarge: int = 1) -> str:

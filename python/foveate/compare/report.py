@@ -39,6 +39,7 @@ def page(comparison: Comparison) -> str:
         script=_asset("page.js"),
         report=_script_safe(report.as_json()),
         maps=_script_safe(asdict(comparison.maps) if comparison.maps else None),
+        photo=_script_safe(asdict(comparison.photo) if comparison.photo else None),
     )
 
 

@@ -102,11 +102,31 @@ class MapSheet:
 
 
 @dataclass(frozen=True)
+class Pixel:
+    """A place on the photo."""
+
+    name: str
+    across: float  # from the left, as a share of the width
+    down: float
+
+
+@dataclass(frozen=True)
+class PhotoSheet:
+    """What chosen pixels of the photo read, as pictures to lay over it."""
+
+    photo: str  # a data URI
+    grid: tuple[int, int]  # height and width of the feature map
+    pixels: list[Pixel]
+    pictures: Mapping[str, list[str]]  # by contestant, one data URI per pixel
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A report and the pictures that go with it."""
 
     report: Report
     maps: MapSheet | None
+    photo: PhotoSheet | None = None
 
 
 def now() -> str:

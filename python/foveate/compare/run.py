@@ -12,13 +12,22 @@ from foveate.compare import maps
 from foveate.compare.contestants import Contestant, choose
 from foveate.compare.inputs import Source
 from foveate.compare.panel import run_panel, work
-from foveate.compare.results import SCHEMA, Comparison, MapSheet, Report, machine, now
+from foveate.compare.results import SCHEMA, Comparison, MapSheet, PhotoSheet, Pixel, Report, machine, now
 from foveate.compare.settings import Settings, Watcher
 
 __all__ = ["Settings", "Watcher", "compare", "total_work"]
 MAP_POSITIONS = 128
 SILENT = Watcher()
 MAP_HEADS = 12
+PHOTO_POSITIONS, PHOTO_WIDTH = 1024, 640
+PIXELS = [
+    Pixel("centre", 0.5, 0.5),
+    *(
+        Pixel(f"{high} {side}", across, down)
+        for high, down in (("upper", 0.25), ("lower", 0.75))
+        for side, across in (("left", 0.25), ("right", 0.75))
+    ),
+]
 
 
 def compare(sources: Sequence[Source], settings: Settings, mechanisms: Sequence[str] | None = None, watcher: Watcher = SILENT) -> Comparison:
@@ -39,7 +48,7 @@ def compare(sources: Sequence[Source], settings: Settings, mechanisms: Sequence[
             panels=panels,
             not_compared=[{"form": form, "why": why} for form, why in left_out],
         )
-        return Comparison(report, _map_sheet(sources, contestants, settings))
+        return Comparison(report, _map_sheet(sources, contestants, settings), _photo_sheet(sources, contestants, settings))
     finally:
         torch.set_num_threads(threads)
 
@@ -74,3 +83,25 @@ def _map_sheet(sources: Sequence[Source], contestants: Sequence[Contestant], set
         shades = map(maps.shades, weights, brightest)
         pictures[contestant.name] = [maps.data_uri(indices) for indices in shades]
     return MapSheet(sample.size.length, pictures)
+
+
+def _photo_sheet(sources: Sequence[Source], contestants: Sequence[Contestant], settings: Settings) -> PhotoSheet | None:
+    """What each layer's output at some pixels of the photo depends on, each map at its own brightness."""
+    source = next((source for source in sources if source.photo is not None), None)
+    if source is None or source.photo is None:
+        return None
+    sample = source.at(min(PHOTO_POSITIONS, source.longest))
+    (x,) = sample.tensors
+    height, width = x.shape[2:]
+    places = [(int(pixel.down * height), int(pixel.across * width)) for pixel in PIXELS]
+    pictures: dict[str, list[str]] = {}
+    for contestant in _for(source, contestants):
+        torch.manual_seed(settings.seed)
+        try:
+            call = maps.opened(contestant.build(sample.size, torch.float32))
+            weights = [maps.reading_map(call, x, place, settings.seed) for place in places]
+        except (RuntimeError, ValueError, TypeError):
+            continue  # its panel says why it cannot run
+        if all(bool(each.any()) for each in weights):  # the EMA unit passes no gradient
+            pictures[contestant.name] = [maps.data_uri(maps.shades(each, maps.brightest_of(each))) for each in weights]
+    return PhotoSheet(maps.jpeg_uri(source.photo, PHOTO_WIDTH), (height, width), PIXELS, pictures)

@@ -1,6 +1,7 @@
 "use strict";
 const report = JSON.parse(document.getElementById("report").textContent);
 const maps = JSON.parse(document.getElementById("maps").textContent);
+const photo = JSON.parse(document.getElementById("photo").textContent);
 const COLOURS = ["#2f74d0", "#d9600f", "#23995a", "#9557d6", "#cf3a6b", "#0e9494", "#b58a10", "#7d8794", "#8a5a3c", "#5f7df0",
   "#79a51f", "#d070b8", "#46a3d8", "#c4493b"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star", "hexagon", "pentagon"];
@@ -54,7 +55,8 @@ function showPanel(panel) {
   const draw = () => { table.replaceChildren(resultTable(panel, view, draw)); figures.forEach((show) => show(panel, view, draw)); };
   draw();
   dark.addEventListener("change", draw);
-  if (panel.kind === "qkv" && maps) showMaps(charts, body, panel);
+  if (panel.kind === "qkv" && maps) showMaps(charts, panel);
+  if (panel.kind === "map" && photo) showPhoto(charts, panel);
 }
 
 // --- the table ---------------------------------------------------------------------------------------------------------------
@@ -193,19 +195,36 @@ function logTicks(values) {
 
 // --- attention maps ----------------------------------------------------------------------------------------------------------
 
-function showMaps(charts, body, panel) {
+function showMaps(charts, panel) {
+  const heads = (Object.values(maps.pictures)[0] ?? []).map((_, head) => head);
+  pictures(charts, panel, maps.pictures, {title: "Who reads whom", options: ["Head", heads],
+    text: `Weights over the first ${maps.positions} positions: each row is a query, each column a key, as bright as the weight. ` +
+      "All maps of a head share one scale. Parameters that training would set are at their start.",
+    draw: (name, head) => [make("img", {src: maps.pictures[name][head], alt: `Attention map of ${name}, head ${head}`})]});
+}
+
+function showPhoto(charts, panel) {
+  const [height, width] = photo.grid;
+  const frame = (name, pixel) => make("div", {class: "photo", style: `aspect-ratio: ${width} / ${height}`},
+    make("img", {src: photo.photo, alt: ""}),
+    make("img", {class: "over", src: photo.pictures[name][pixel], alt: `What the ${photo.pixels[pixel].name} pixel reads through ${name}`}),
+    make("i", {style: `left: ${100 * photo.pixels[pixel].across}%; top: ${100 * photo.pixels[pixel].down}%`}));
+  pictures(charts, panel, photo.pictures, {title: "What a pixel reads", options: ["Pixel", photo.pixels.map((pixel) => pixel.name)],
+    text: `How much the output at the ringed pixel changes with the features at each other one, on a map of ${height} × ${width}, laid over the ` +
+      "photo. Each picture has a scale of its own. Parameters are at their start; gates that start closed are opened.",
+    draw: (name, pixel) => [frame(name, photo.pixels.findIndex((each) => each.name === pixel))]});
+}
+
+/** A card with a picture for each contestant, and a choice of what they show. */
+function pictures(charts, panel, all, {title, text, options: [of, options], draw}) {
   const grid = make("div", {class: "maps"});
-  const names = panel.results.map((result) => result.name).filter((name) => maps.pictures[name]);
+  const names = panel.results.map((result) => result.name).filter((name) => all[name]);
   if (!names.length) return;
-  const heads = maps.pictures[names[0]].map((_, head) => head);
-  const show = (head) => grid.replaceChildren(...names.map((name) => make("figure", {class: name === panel.baseline ? "baseline" : ""},
-    make("img", {src: maps.pictures[name][head], alt: `Attention map of ${name}, head ${head}`}), make("figcaption", {}, name))));
-  show(0);
-  const card = make("div", {class: "card", style: "grid-column: 1 / -1"}, make("h3", {}, "Who reads whom"),
-    make("p", {class: "soft"}, `Weights over the first ${maps.positions} positions: each row is a query, each column a key, as bright as the weight. ` +
-      "All maps of a head share one scale. Parameters that training would set are at their start."),
-    make("div", {class: "bar"}, choice("Head", heads, 0, show), make("span", {class: "scale"}, "negative", make("i"), "strong")), grid);
-  charts.append(card);
+  const show = (option) => grid.replaceChildren(...names.map((name) => make("figure", {class: name === panel.baseline ? "baseline" : ""},
+    ...draw(name, option), make("figcaption", {}, name))));
+  show(options[0]);
+  charts.append(make("div", {class: "card", style: "grid-column: 1 / -1"}, make("h3", {}, title), make("p", {class: "soft"}, text),
+    make("div", {class: "bar"}, choice(of, options, options[0], show), make("span", {class: "scale"}, "negative", make("i"), "strong")), grid));
 }
 
 // --- notes -------------------------------------------------------------------------------------------------------------------
