@@ -45,5 +45,5 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     chosen = {n: options[n] for n in ("key_norm", "causal")}
     if "taps" not in inputs:
         return {"output.out": call("lambda_attention", inputs, **chosen)}
-    _, maximum, z, s, _ = call("lambda_attention", inputs, step=True, **chosen)
+    _, (maximum, z, s, _) = call("lambda_attention", inputs, step=True, **chosen)
     return {"output.out": call("lambda_attention", inputs, **chosen), "output.state_max": maximum, "output.state_z": z, "output.state_s": s}
