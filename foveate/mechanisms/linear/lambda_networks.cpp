@@ -18,17 +18,18 @@ Tensor each_u(const Tensor& x) { return x.transpose(2, 3).flatten(1, 2); }
 Tensor normalised(const Tensor& k, const optional<Tensor>& key_mask) {
   if (!key_mask) return k.softmax(1);
   const Tensor seen = key_mask->unsqueeze(-1).unsqueeze(-1);
-  return k.masked_fill(seen.logical_not(), std::numeric_limits<float>::lowest()).softmax(1) * seen.to(k.scalar_type());
+  const Tensor scores = k.to(ops::accumulation_type(k.scalar_type())).masked_fill(seen.logical_not(), std::numeric_limits<float>::lowest());
+  return (scores.softmax(1) * seen).to(k.scalar_type());
 }
 
 /// sum_m kbar_m (q.kbar_m) v_m with kbar normalised over what the query sees. A feature k of a u is an attention of its own, whose scores
 /// are the same for all queries: the softmax of attention over what is seen, for K U heads of width 1.
 Tensor content_by_context(const Tensor& q, const Tensor& k, const Tensor& v, const ops::Attention& how) {
   const int64_t K = plain_extent(k, 2), U = plain_extent(k, 3);
-  const Tensor keys = k.permute({0, 2, 3, 1}).flatten(1, 2).unsqueeze(-1);                                                    // [B,K U,M,1]
-  const Tensor values = v.permute({0, 3, 1, 2}).unsqueeze(1).expand_symint({-1, K, -1, -1, -1}).flatten(1, 2);                // [B,K U,M,V]
-  const Tensor ones = k.new_ones_symint({extent(q, 0), K * U, extent(q, 2), 1});                                              // [B,K U,N,1]
-  const Tensor each = ops::attention(ones, keys, values, how).out.unflatten(1, {K, U}).sum(2);                                // [B,K,N,V]
+  const Tensor keys = k.permute({0, 2, 3, 1}).flatten(1, 2).unsqueeze(-1);                                      // [B,K U,M,1]
+  const Tensor values = v.permute({0, 3, 1, 2}).unsqueeze(1).expand_symint({-1, K, -1, -1, -1}).flatten(1, 2);  // [B,K U,M,V]
+  const Tensor ones = k.new_ones_symint({extent(q, 0), K * U, extent(q, 2), 1});                                // [B,K U,N,1]
+  const Tensor each = ops::attention(ones, keys, values, how).out.unflatten(1, {K, U}).sum(2);                  // [B,K,N,V]
   return apply(each.transpose(1, 2), q);
 }
 
@@ -42,8 +43,7 @@ Tensor content(const LambdaAttention::Options& o, const LambdaAttention::Inputs&
     Tensor out;
     for (int64_t u = 0; u < plain_extent(in.k, 3); ++u) {
       const auto one = [&](const Tensor& x) { return x.select(3, u).unsqueeze(1); };
-      const Tensor part =
-          ops::linear_attention(in.q, one(kbar), one(in.v), {.causal = true, .normalizer = ops::Normalizer::none}).out;
+      const Tensor part = ops::linear_attention(in.q, one(kbar), one(in.v), {.causal = true, .normalizer = ops::Normalizer::none}).out;
       out = out.defined() ? out + part : part;
     }
     return out;
@@ -62,19 +62,19 @@ Tensor by_table(const LambdaAttention::Options& o, const LambdaAttention::Inputs
   optional<Tensor> seen = in.context_mask;
   if (o.causal) seen = seen ? *seen & layers::causal_mask(*seen) : layers::causal_mask(e.select(3, 0).select(2, 0));
   if (seen) e = e * seen->to(e.scalar_type()).unsqueeze(-1).unsqueeze(-1);
-  const Tensor rows = e.permute({0, 2, 1, 3}).flatten(2);                      // [N,K,M U]
-  const Tensor columns = v.permute({1, 3, 0, 2}).flatten(2).flatten(0, 1);     // [M U,B V]
-  const Tensor lambdas = at::matmul(rows, columns);                            // [N,K,B V]
+  const Tensor rows = e.permute({0, 2, 1, 3}).flatten(2);                   // [N,K,M U]
+  const Tensor columns = v.permute({1, 3, 0, 2}).flatten(2).flatten(0, 1);  // [M U,B V]
+  const Tensor lambdas = at::matmul(rows, columns);                         // [N,K,B V]
   return apply(lambdas.unflatten_symint(2, {extent(v, 0), extent(v, 2)}).permute({2, 0, 1, 3}), in.q);
 }
 
 /// The same for embeddings by distance back: a convolution over the past. `v` begins `before` tokens before the first query.
 Tensor by_taps(const Tensor& taps, const Tensor& q, const Tensor& v) {
   const int64_t R = taps.size(0);
-  const Tensor w = taps.flip(0).permute({1, 2, 0});                                                    // [K,U,R]
-  const Tensor line = v.permute({0, 2, 3, 1}).flatten(0, 1);                                           // [B V,U,M]
+  const Tensor w = taps.flip(0).permute({1, 2, 0});           // [K,U,R]
+  const Tensor line = v.permute({0, 2, 3, 1}).flatten(0, 1);  // [B V,U,M]
   const Tensor padded = at::constant_pad_nd(line, {R - 1, 0});
-  const Tensor lambdas = layers::Convolution{.weight = w, .bias = {}}(padded);                          // [B V,K,M]
+  const Tensor lambdas = layers::Convolution{.weight = w, .bias = {}}(padded);                         // [B V,K,M]
   const Tensor all = lambdas.unflatten_symint(0, {extent(v, 0), extent(v, 2)}).permute({0, 3, 2, 1});  // [B,M,K,V]
   return apply(all.narrow_symint(1, extent(v, 1) - extent(q, 2), extent(q, 2)), q);
 }
@@ -104,7 +104,8 @@ std::pair<Tensor, LambdaAttention::State> LambdaAttention::step(const Options& o
   check_inputs("lambda_attention_step", in);
   TORCH_CHECK_VALUE(o.causal && o.key_norm == LambdaKeyNorm::context,
                     "lambda_attention_step: causal must be True and key_norm context for the form to stream");
-  TORCH_CHECK_VALUE(!in.table && !in.context_mask && !in.key_mask, "lambda_attention_step: table, context_mask and key_mask are not given step by step");
+  TORCH_CHECK_VALUE(!in.table && !in.context_mask && !in.key_mask,
+                    "lambda_attention_step: table, context_mask and key_mask are not given step by step");
   const bool starts = !past.z.defined();
   // What was seen is one key more, of the score maximum + log z and the value s / z, for each feature.
   ops::Attention how{.causal = true, .scale = 1};
@@ -114,8 +115,8 @@ std::pair<Tensor, LambdaAttention::State> LambdaAttention::step(const Options& o
   }
   Tensor out = content_by_context(in.q, in.k, in.v, how);
 
-  const Tensor greatest = in.k.amax(1), maximum = starts ? greatest : at::maximum(past.maximum, greatest);  // [B,K,U]
-  const Tensor w = (in.k - maximum.unsqueeze(1)).exp();                                                     // [B,N,K,U]
+  const Tensor greatest = in.k.amax(1), maximum = starts ? greatest : at::maximum(past.maximum, greatest);         // [B,K,U]
+  const Tensor w = (in.k - maximum.unsqueeze(1)).exp();                                                            // [B,N,K,U]
   Tensor z = w.sum(1), s = at::matmul(w.permute({0, 3, 2, 1}), in.v.permute({0, 3, 1, 2})).permute({0, 2, 3, 1});  // [B,K,U], [B,K,V,U]
   if (!starts) {
     const Tensor shrink = (past.maximum - maximum).exp();
@@ -138,10 +139,10 @@ FOVEATE_MECHANISM(LambdaAttention)
 
 void LambdaLayer::check(const Options& o) {
   const int64_t out = o.out_channels.value_or(o.in_channels);
-  TORCH_CHECK_VALUE(o.in_channels > 0 && o.dim_k > 0 && o.dim_u > 0, "lambda_layer: in_channels, dim_k and dim_u must be positive, got ", o.in_channels,
-                    ", ", o.dim_k, " and ", o.dim_u);
-  TORCH_CHECK_VALUE(o.num_heads > 0 && out > 0 && out % o.num_heads == 0, "lambda_layer: num_heads must divide out_channels, got ", o.num_heads, " and ",
-                    out);
+  TORCH_CHECK_VALUE(o.in_channels > 0 && o.dim_k > 0 && o.dim_u > 0, "lambda_layer: in_channels, dim_k and dim_u must be positive, got ",
+                    o.in_channels, ", ", o.dim_k, " and ", o.dim_u);
+  TORCH_CHECK_VALUE(o.num_heads > 0 && out > 0 && out % o.num_heads == 0, "lambda_layer: num_heads must divide out_channels, got ", o.num_heads,
+                    " and ", out);
   TORCH_CHECK_VALUE(o.n.has_value() != o.r.has_value(), "lambda_layer: n or r must be given, and not both");
   TORCH_CHECK_VALUE(o.n.value_or(1) > 0, "lambda_layer: n must be positive, got ", o.n.value_or(1));
   TORCH_CHECK_VALUE(o.r.value_or(1) > 0 && o.r.value_or(1) % 2 == 1, "lambda_layer: r must be odd, got ", o.r.value_or(1));
@@ -182,9 +183,9 @@ Tensor LambdaLayer::forward(const Options& o, const Parameters& p, const Inputs&
 
   // Embeddings by distance are a convolution of the values, from U to K maps; those of whole maps have a window that covers all.
   const layers::Convolution embed = o.n ? layers::Convolution{.weight = p.embedding->permute({2, 3, 0, 1}), .bias = {}} : *p.conv;
-  const Tensor by_value = v.unflatten(1, {o.dim_u, -1}).transpose(1, 2).flatten(0, 1);                                // [B V,U,H,W]
-  const Tensor position = embed(by_value, {.padding = embed.weight.size(2) / 2});                                     // [B V,K,H,W]
-  const Tensor lambdas = position.flatten(2).unflatten_symint(0, {B, extent(values, 2)}).permute({0, 3, 2, 1});       // [B,N,K,V]
+  const Tensor by_value = v.unflatten(1, {o.dim_u, -1}).transpose(1, 2).flatten(0, 1);                           // [B V,U,H,W]
+  const Tensor position = embed(by_value, {.padding = embed.weight.size(2) / 2});                                // [B V,K,H,W]
+  const Tensor lambdas = position.flatten(2).unflatten_symint(0, {B, extent(values, 2)}).permute({0, 3, 2, 1});  // [B,N,K,V]
 
   const Tensor out = apply(lambdas + content.unsqueeze(1), queries);  // [B,h,N,V]
   return out.transpose(2, 3).reshape_symint({B, o.out_channels.value_or(o.in_channels), H, W});

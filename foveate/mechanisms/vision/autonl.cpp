@@ -38,8 +38,8 @@ Tensor LightNonLocalBlock::forward(const Options& o, const Parameters& p, const 
   TORCH_CHECK_VALUE(extent(x, 1) == o.in_channels, "light_non_local_block: x must have in_channels = ", o.in_channels, " channels, got ",
                     x.sym_sizes());
   const auto thinned = [&](const Tensor& t, int64_t dim) { return o.stride == 1 ? t : t.slice(dim, 0, std::nullopt, o.stride); };
-  const Tensor g = thinned(thinned(x, 2), 3).flatten(2);             // [B,C,M]
-  const Tensor theta = x.narrow(1, 0, compared(o)).flatten(2);       // [B,c,N]
+  const Tensor g = thinned(thinned(x, 2), 3).contiguous().flatten(2);  // [B,C,M]
+  const Tensor theta = x.narrow(1, 0, compared(o)).flatten(2);         // [B,c,N]
   const Tensor sums = product(theta, g.narrow(1, 0, compared(o)), g);  // [B,C,N]
   const Tensor H = length(x, 2), W = length(x, 3);
   const Tensor f = (o.normalize == LightNormalize::hw ? sums / (H * W) : sums * (W / H)).reshape_symint(x.sym_sizes());

@@ -37,7 +37,8 @@ assert torch.equal(block(x), x)  # a fresh block is the identity)"};
       f("in_channels", in_channels, "channels C of the map", required);
       f("ratio", ratio, "share of the channels that are compared, C ratio rounded down (AutoNL-S: 0.25)");
       f("stride", stride, "keys and values are every stride-th position along both axes (AutoNL-S: 1 and 2)");
-      f("normalize", normalize, "hw: sums divided by H W (authors' code); w_over_h: multiplied by W / H (a slip of the PyTorch port; for its weights)");
+      f("normalize", normalize,
+        "hw: sums divided by H W (authors' code); w_over_h: multiplied by W / H (a slip of the PyTorch port; for its weights)");
       f("bn_eps", bn_eps, "added to the variance (authors' code: 1e-3)");
       f("bn_momentum", bn_momentum, "weight of new statistics (authors' code: 0.01)");
     }

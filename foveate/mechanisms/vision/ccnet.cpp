@@ -31,8 +31,8 @@ Tensor criss_cross(const Tensor& q, const Tensor& k, const Tensor& v, const opti
     if (mask) how.key_mask = lines(mask->unsqueeze(1), axis).squeeze(3).squeeze(1);
     const Tensor a = lines(q, axis), b = lines(k, axis), c = lines(v, axis);
     const auto [out, lse] = axis == q.dim() - 1 ? ops::attention(a, b, c, how) : ops::sparse_attention(a, b, c, others, how);
-    outs.push_back(unlines(out, q, axis).movedim(1, -1));                  // [B,*S,Cv]
-    lses.push_back(unlines(lse.unsqueeze(-1), q, axis).squeeze(1));        // [B,*S]
+    outs.push_back(unlines(out, q, axis).movedim(1, -1));            // [B,*S,Cv]
+    lses.push_back(unlines(lse.unsqueeze(-1), q, axis).squeeze(1));  // [B,*S]
   }
   if (outs.size() == 1) return outs.front().movedim(-1, 1);
   return ops::merge_attention(at::stack(outs), at::stack(lses)).out.movedim(-1, 1);
@@ -41,8 +41,8 @@ Tensor criss_cross(const Tensor& q, const Tensor& k, const Tensor& v, const opti
 void check_grid(const char* form, const char* name, const Tensor& t, const Tensor& q, bool channels) {
   bool fits = t.dim() == q.dim() - (channels ? 0 : 1) && extent(t, 0) == extent(q, 0);
   for (int64_t d = 2; fits && d < q.dim(); ++d) fits = extent(t, channels ? d : d - 1) == extent(q, d);
-  TORCH_CHECK_VALUE(fits, form, ": ", name, " must be ", channels ? "[B,C,*S]" : "[B,*S]", " on the grid of the queries, got ", t.sym_sizes(), " beside ",
-                    q.sym_sizes());
+  TORCH_CHECK_VALUE(fits, form, ": ", name, " must be ", channels ? "[B,C,*S]" : "[B,*S]", " on the grid of the queries, got ", t.sym_sizes(),
+                    " beside ", q.sym_sizes());
 }
 
 }  // namespace

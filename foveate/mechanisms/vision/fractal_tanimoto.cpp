@@ -54,10 +54,7 @@ FractalConvolution normalised(const auto& o, int64_t in, int64_t out) {
 }
 
 FractalAttention::Parameters attention(const auto& o, int64_t in, int64_t out) {
-  return {.q = normalised(o, in, out),
-          .k = normalised(o, in, out),
-          .v = normalised(o, in, out),
-          .out = FractalNormalisation::init(plan(o), out)};
+  return {.q = normalised(o, in, out), .k = normalised(o, in, out), .v = normalised(o, in, out), .out = FractalNormalisation::init(plan(o), out)};
 }
 
 void check_options(const char* form, const auto& o, int64_t in) {

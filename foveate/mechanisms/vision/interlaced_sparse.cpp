@@ -45,9 +45,7 @@ Tensor attend(const Self::Parameters& p, const Tensor& x, const Groups& groups, 
 
 Groups all_positions() {
   return {.gather = [](const Tensor& map) { return map.flatten(2).transpose(1, 2).unsqueeze(1); },
-          .scatter = [](const Tensor& read, const Tensor& map) {
-            return read.squeeze(1).transpose(1, 2).reshape_symint(map.sym_sizes());
-          }};
+          .scatter = [](const Tensor& read, const Tensor& map) { return read.squeeze(1).transpose(1, 2).reshape_symint(map.sym_sizes()); }};
 }
 
 /// Maps of a by b tiles of dh by dw positions.
@@ -60,9 +58,10 @@ struct Tiles {
 /// Positions with the same place in their tiles: dh dw groups of a b.
 Groups far_apart(const Tiles& t) {
   return {.gather = [t](const Tensor& map) { return t.open(map).permute({0, 3, 5, 2, 4, 1}).flatten(3, 4).flatten(1, 2); },
-          .scatter = [t](const Tensor& read, const Tensor& map) {
-            return read.unflatten(1, {t.dh, t.dw}).unflatten_symint(3, {t.a, t.b}).permute({0, 5, 3, 1, 4, 2}).reshape_symint(map.sym_sizes());
-          }};
+          .scatter =
+              [t](const Tensor& read, const Tensor& map) {
+                return read.unflatten(1, {t.dh, t.dw}).unflatten_symint(3, {t.a, t.b}).permute({0, 5, 3, 1, 4, 2}).reshape_symint(map.sym_sizes());
+              }};
 }
 
 /// Tiles: a b groups of dh dw positions, one behind another.

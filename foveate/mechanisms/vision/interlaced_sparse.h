@@ -13,8 +13,9 @@ inline constexpr Card interlaced_sparse{.slug = "interlaced-sparse",
                                         .family = Family::vision,
                                         .cost = "O(N C^2 + N (N / P + P) C), P = dh dw",
                                         .causality = Causality::strict,
-                                        .equation = "out = S_short(S_long(x)); S = relu(BN(W softmax(q k^T / sqrt(Ck)) v)) in groups: "
-                                                    "(y mod dh, x mod dw), then (y div dh, x div dw)"};
+                                        .equation =
+                                            "out = S_short(S_long(x)); S = relu(BN(W softmax(q k^T / sqrt(Ck)) v)) in groups: "
+                                            "(y mod dh, x mod dw), then (y div dh, x div dw)"};
 
 /// A 1x1 convolution without bias, batch normalisation, ReLU.
 struct FOVEATE_API ConvNormRelu {
@@ -87,10 +88,11 @@ assert layer(torch.randn(2, 8, 6, 7)).shape == (2, 5, 6, 7))"};
 
 /// The block: long range, then short range.
 struct FOVEATE_API InterlacedSparseBlock {
-  static constexpr Form form{.card = &interlaced_sparse,
-                             .summary = "interlaced sparse self-attention of a map",
-                             .returns = "[B,Co,H,W] map",
-                             .example = R"(block = foveate.nn.InterlacedSparseBlock(in_channels=8, key_channels=4, value_channels=8, out_channels=8, dh=2, dw=3)
+  static constexpr Form form{
+      .card = &interlaced_sparse,
+      .summary = "interlaced sparse self-attention of a map",
+      .returns = "[B,Co,H,W] map",
+      .example = R"(block = foveate.nn.InterlacedSparseBlock(in_channels=8, key_channels=4, value_channels=8, out_channels=8, dh=2, dw=3)
 assert block(torch.randn(2, 8, 6, 7)).shape == (2, 8, 6, 7))"};
   struct Options {
     int64_t in_channels = 512, key_channels = 256, value_channels = 512, out_channels = 512;
@@ -124,10 +126,11 @@ assert block(torch.randn(2, 8, 6, 7)).shape == (2, 8, 6, 7))"};
 
 /// The module: blocks of several tile sizes side by side, joined with the map.
 struct FOVEATE_API InterlacedSparseModule {
-  static constexpr Form form{.card = &interlaced_sparse,
-                             .summary = "interlaced sparse self-attention of several tile sizes, joined with the map",
-                             .returns = "[B,Co,H,W] map",
-                             .example = R"(module = foveate.nn.InterlacedSparseModule(in_channels=8, key_channels=4, value_channels=8, out_channels=8, factors=[2, 2, 3, 4])
+  static constexpr Form form{
+      .card = &interlaced_sparse,
+      .summary = "interlaced sparse self-attention of several tile sizes, joined with the map",
+      .returns = "[B,Co,H,W] map",
+      .example = R"(module = foveate.nn.InterlacedSparseModule(in_channels=8, key_channels=4, value_channels=8, out_channels=8, factors=[2, 2, 3, 4])
 assert module(torch.randn(2, 8, 6, 7)).shape == (2, 8, 6, 7))"};
   struct Options {
     int64_t in_channels = 512, key_channels = 256, value_channels = 512, out_channels = 512;

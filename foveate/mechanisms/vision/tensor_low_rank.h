@@ -1,4 +1,5 @@
-// RecoNet: a gate of rank r over channels, rows and columns, out = x sum_i lambda_i c_i h_i w_i, from the means along the other axes.   arXiv 2008.00490
+// RecoNet: a gate of rank r over channels, rows and columns, out = x sum_i lambda_i c_i h_i w_i, from the means along the other axes.   arXiv
+// 2008.00490
 #pragma once
 #include <foveate/contract.h>
 
