@@ -36,7 +36,6 @@ _SPREAD: Mapping[str, Callable[[Tensor, int], tuple[Tensor, ...]]] = {
     "unstack": lambda x, _: x.unbind(),
     "vector": lambda x, _: (x.flatten(),),
     "taps_first": lambda x, _: (x.movedim((-1, -2), (0, 1)),),  # a convolution's weight [taps..., in, out]
-    "taps_first": lambda x, _: (x.permute(3, 2, 0, 1),),  # a convolution kept as height, width, in, out
     "plane": lambda x, _: (x.squeeze(2),),  # a convolution of a volume that is one tap deep
 }
 # Several of theirs, in the order of their entries and numbers, as one of ours.

@@ -35,7 +35,6 @@ BACK: dict[str, Any] = {  # from our tensor, or tensors, to theirs
     "transpose": lambda x: x.transpose(-1, -2),
     "flatten": lambda x: x[..., None, None],
     "vector": lambda x: x[:, None, None],
-    "taps_first": lambda x: x.permute(2, 3, 1, 0),
     "plane": lambda x: x.unsqueeze(2),
     "taps_first": lambda x: x.movedim((0, 1), (-1, -2)),
     "first_rows": lambda x: torch.cat([x, x]),
