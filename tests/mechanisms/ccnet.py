@@ -18,8 +18,8 @@ def _case(form: str, *axes: str, given: tuple[str, ...] = (), **options: Any) ->
     make = {"q": _map(3, *axes), "k": _map(3, *axes), "v": _map(4, *axes), "x": _map(8, *axes)}
     make["mask"] = lambda s, g: torch.rand(s["B"], *(s[a] for a in axes), generator=g) < 0.8
     return Case(
-        form, {n: SIZES[n] for n in ("B", *axes)}, options, given=given, make=make, length=axes, mask="mask" if form == "criss_cross" and given else "",
-        gradcheck={"B": 1, "T": 2, "H": 2, "W": 3}, name=f"{len(axes)}d",
+        form, {n: SIZES[n] for n in ("B", *axes)}, options, given=given, make=make, length=axes,
+        mask="mask" if form == "criss_cross" and given else "", gradcheck={"B": 1, "T": 2, "H": 2, "W": 3}, name=f"{len(axes)}d",
     )  # fmt: skip
 
 
@@ -35,7 +35,8 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """One golden case is the CUDA kernels' interface, which returns scores and weights: the row's keys, then the column's others."""
     if not options.get("functional"):
         chosen = {"channels": options["in_dim"], "qk_channels": options["qk_dim"], "recurrence": options["recurrence"], "dimension": options["dims"]}
-        return {"output.out": call("criss_cross_attention", {"x": t["input.x"]}, published("criss_cross_attention", t, "speedinghzl/CCNet"), **chosen)}
+        parameters = published("criss_cross_attention", t, "speedinghzl/CCNet")
+        return {"output.out": call("criss_cross_attention", {"x": t["input.x"]}, parameters, **chosen)}
     q, k, v = (t[f"input.{n}"] for n in "qkv")
     B, _, H, W = q.shape
     each = torch.eye(H * W, dtype=v.dtype).view(1, H * W, H, W).expand(B, -1, -1, -1)  # values that show the weights

@@ -17,7 +17,8 @@ def _unit(s: Any, g: torch.Generator) -> Tensor:
 
 CASES = [
     Case("tanimoto_similarity", MAP, make={"p": _unit, "l": _unit}, **MORE),
-    Case("tanimoto_similarity", MAP, {"over_channels": True, "depth": 0}, make={"p": _unit, "l": _unit}, **MORE),
+    Case("tanimoto_similarity", MAP, {"over": "channels", "depth": 0}, make={"p": _unit, "l": _unit}, **MORE),
+    Case("tanimoto_similarity", MAP, {"over": "all", "depth": 2}, make={"p": _unit, "l": _unit}, **MORE),
     Case("fractal_attention", MAP, {"channels": 6, "in_channels": 4, "num_heads": 2, "norm": "group", "norm_groups": 3}, given=("key", "value"),
          **MORE),
     Case("fractal_attention", MAP, {"channels": 4, "depth": 2, "kernel_size": 1}, **MORE),
@@ -27,14 +28,20 @@ CASES = [
     Case("fractal_fusion", MAP, {"channels": 4, "num_heads": 2}, name="heads", **MORE),
 ]  # fmt: skip
 
-FORMS = {"self_attention": "fractal_attention", "relative_attention": "fractal_attention", "resnet_unit": "fractal_residual_unit", "fusion": "fractal_fusion"}
+FORMS = {
+    "self_attention": "fractal_attention",
+    "relative_attention": "fractal_attention",
+    "resnet_unit": "fractal_residual_unit",
+    "fusion": "fractal_fusion",
+}
 SOURCE = "feevos/ceecnet"
 
 
 def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
     """Golden cases keep the names of the original; where batches are normalised in training, running statistics are not stored."""
     if options["block"] == "similarity":
-        chosen = {"over_channels": options["axis"] == [1], "depth": options["depth"], "smooth": options["smooth"]}
+        over = {(2, 3): "positions", (1,): "channels", (1, 2, 3): "all"}[tuple(options["axis"])]
+        chosen = {"over": over, "depth": options["depth"], "smooth": options["smooth"]}
         return {"output.out": call("tanimoto_similarity", {"p": t["input.p"], "l": t["input.l"]}, **chosen)}
     form = FORMS[options["block"]]
     parameters = published(form, t, SOURCE + (", self-attention" if options["block"] == "self_attention" else ""))

@@ -12,12 +12,12 @@ TILED: Any = MORE | {"length": (), "lengths_fixed": "the map is padded to whole 
 WIDTHS = {"in_channels": 4, "key_channels": 3, "value_channels": 5, "out_channels": 6}
 
 CASES = [
-    Case("interlaced_self_attention", MAP, {**WIDTHS, "negative_slope": 0.01}, **MORE),
+    Case("interlaced_self_attention", MAP, {**WIDTHS, "negative_slope": 0.01}, given=("mask",), **MORE),
     Case("interlaced_sparse_block", MAP, {**WIDTHS, "dh": 2, "dw": 4}, **TILED),
-    Case("interlaced_sparse_block", MAP, {**WIDTHS, "dh": 3, "dw": 2, "mask_padding": True}, **TILED),
+    Case("interlaced_sparse_block", MAP, {**WIDTHS, "dh": 3, "dw": 2, "mask_padding": True}, given=("mask",), **TILED),
     Case("interlaced_sparse_block", MAP, {**WIDTHS, "dh": 1, "dw": 2, "causal": True}, **TILED),
     Case("interlaced_sparse_module", MAP, {**WIDTHS, "factors": [2, 2, 3, 4]}, **TILED),
-    Case("interlaced_sparse_module", MAP, {**WIDTHS, "factors": [2, 3]}, name="one", **TILED),
+    Case("interlaced_sparse_module", MAP, {**WIDTHS, "factors": [2, 3]}, given=("mask",), name="one", **TILED),
 ]
 
 SOURCE = "openseg-group/openseg.pytorch"

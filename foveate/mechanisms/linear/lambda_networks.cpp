@@ -3,6 +3,7 @@
 #include <foveate/init.h>
 #include <foveate/lambda_networks.h>
 #include <foveate/linear_attention.h>
+#include <foveate/position_lambda.h>
 #include <foveate/table_attention.h>
 
 namespace foveate {
@@ -68,15 +69,13 @@ Tensor by_table(const LambdaAttention::Options& o, const LambdaAttention::Inputs
   return apply(lambdas.unflatten_symint(2, {extent(v, 0), extent(v, 2)}).permute({2, 0, 1, 3}), in.q);
 }
 
-/// The same for embeddings by distance back: a convolution over the past. `v` begins `before` tokens before the first query.
+/// The same for embeddings by distance back: a convolution over the past. The last value stands at the last query.
 Tensor by_taps(const Tensor& taps, const Tensor& q, const Tensor& v) {
-  const int64_t R = taps.size(0);
-  const Tensor w = taps.flip(0).permute({1, 2, 0});           // [K,U,R]
-  const Tensor line = v.permute({0, 2, 3, 1}).flatten(0, 1);  // [B V,U,M]
-  const Tensor padded = at::constant_pad_nd(line, {R - 1, 0});
-  const Tensor lambdas = layers::Convolution{.weight = w, .bias = {}}(padded);                         // [B V,K,M]
-  const Tensor all = lambdas.unflatten_symint(0, {extent(v, 0), extent(v, 2)}).permute({0, 3, 2, 1});  // [B,M,K,V]
-  return apply(all.narrow_symint(1, extent(v, 1) - extent(q, 2), extent(q, 2)), q);
+  const int64_t R = plain_extent(taps, 0);
+  const Tensor line = at::constant_pad_nd(v.permute({0, 3, 2, 1}), {R - 1, 0});  // [B,U,V,M + R - 1]
+  const Size seen = extent(q, 2) + (R - 1);
+  const Tensor recent = line.narrow_symint(3, extent(line, 3) - seen, seen);
+  return ops::position_lambda(q.transpose(2, 3), recent, taps.flip(0).permute({1, 2, 0}), {}, 0).transpose(2, 3);
 }
 
 void check_inputs(const char* form, const LambdaAttention::Inputs& in) {
@@ -169,26 +168,24 @@ Tensor LambdaLayer::forward(const Options& o, const Parameters& p, const Inputs&
   TORCH_CHECK_VALUE(!o.n || (extent(in.x, 2) == *o.n && extent(in.x, 3) == *o.n), "lambda_layer: x must be [B,C,n,n] with n = ", o.n.value_or(0),
                     ", got ", in.x.sym_sizes());
   TORCH_CHECK_VALUE(o.n ? p.embedding.has_value() : p.conv.has_value(), "lambda_layer: embedding is needed with n, conv with r");
-  const Size B = extent(in.x, 0), H = extent(in.x, 2), W = extent(in.x, 3);
+  const Size H = extent(in.x, 2), W = extent(in.x, 3);
   const Tensor q = p.query_norm(p.query(in.x), training, o.bn_momentum, o.bn_eps);  // [B,h K,H,W]
   const Tensor k = p.key(in.x);                                                     // [B,U K,H,W]
   Tensor v = p.value_norm(p.value(in.x), training, o.bn_momentum, o.bn_eps);        // [B,U V,H,W]
   if (in.mask) v = v * in.mask->to(v.scalar_type()).unsqueeze(1);
 
-  const Tensor queries = q.flatten(2).unflatten(1, {o.num_heads, o.dim_k}).transpose(2, 3);  // [B,h,N,K]
-  const Tensor keys = k.flatten(2).unflatten(1, {o.dim_u, o.dim_k}).permute({0, 3, 2, 1});   // [B,N,K,U]
-  const Tensor values = v.flatten(2).unflatten(1, {o.dim_u, -1}).permute({0, 3, 2, 1});      // [B,N,V,U]
+  const Tensor queries = q.flatten(2).unflatten(1, {o.num_heads, o.dim_k});                 // [B,h,K,N]
+  const Tensor keys = k.flatten(2).unflatten(1, {o.dim_u, o.dim_k}).permute({0, 3, 2, 1});  // [B,N,K,U]
+  const Tensor values = v.flatten(2).unflatten(1, {o.dim_u, -1}).permute({0, 3, 2, 1});     // [B,N,V,U]
   const optional<Tensor> seen = in.mask ? optional(in.mask->flatten(1)) : std::nullopt;
   const Tensor content = at::matmul(each_u(normalised(keys, seen)).transpose(1, 2), each_u(values));  // [B,K,V]
 
   // Embeddings by distance are a convolution of the values, from U to K maps; those of whole maps have a window that covers all.
   const layers::Convolution embed = o.n ? layers::Convolution{.weight = p.embedding->permute({2, 3, 0, 1}), .bias = {}} : *p.conv;
-  const Tensor by_value = v.unflatten(1, {o.dim_u, -1}).transpose(1, 2).flatten(0, 1);                           // [B V,U,H,W]
-  const Tensor position = embed(by_value, {.padding = embed.weight.size(2) / 2});                                // [B V,K,H,W]
-  const Tensor lambdas = position.flatten(2).unflatten_symint(0, {B, extent(values, 2)}).permute({0, 3, 2, 1});  // [B,N,K,V]
-
-  const Tensor out = apply(lambdas + content.unsqueeze(1), queries);  // [B,h,N,V]
-  return out.transpose(2, 3).reshape_symint({B, o.out_channels.value_or(o.in_channels), H, W});
+  const Tensor by_position = ops::position_lambda(q.unflatten(1, {o.num_heads, o.dim_k}), v.unflatten(1, {o.dim_u, -1}), embed.weight, embed.bias,
+                                                  plain_extent(embed.weight, 2) / 2);   // [B,h,V,H,W]
+  const Tensor by_content = at::matmul(content.transpose(1, 2).unsqueeze(1), queries);  // [B,h,V,N]
+  return (by_position + by_content.unflatten_symint(3, {H, W})).flatten(1, 2);
 }
 
 FOVEATE_MECHANISM(LambdaLayer)

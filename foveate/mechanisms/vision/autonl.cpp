@@ -6,9 +6,6 @@ namespace {
 
 int64_t compared(const LightNonLocalBlock::Options& o) { return static_cast<int64_t>(o.ratio * static_cast<double>(o.in_channels)); }
 
-/// A length as a tensor: it may be symbolic.
-Tensor length(const Tensor& x, int64_t dim) { return x.new_ones_symint({extent(x, dim)}).sum(); }
-
 /// f [B,C,N] = g (phi^T theta), associated as costs less: theta [B,c,N], phi [B,c,M], g [B,C,M].
 Tensor product(const Tensor& theta, const Tensor& phi, const Tensor& g) {
   const auto N = extent(theta, 2).maybe_as_int(), M = extent(g, 2).maybe_as_int();
@@ -41,7 +38,7 @@ Tensor LightNonLocalBlock::forward(const Options& o, const Parameters& p, const 
   const Tensor g = thinned(thinned(x, 2), 3).contiguous().flatten(2);  // [B,C,M]
   const Tensor theta = x.narrow(1, 0, compared(o)).flatten(2);         // [B,c,N]
   const Tensor sums = product(theta, g.narrow(1, 0, compared(o)), g);  // [B,C,N]
-  const Tensor H = length(x, 2), W = length(x, 3);
+  const Tensor H = length_of(x, 2), W = length_of(x, 3);
   const Tensor f = (o.normalize == LightNormalize::hw ? sums / (H * W) : sums * (W / H)).reshape_symint(x.sym_sizes());
   return x + p.norm(p.depthwise(f, {.padding = 1, .groups = o.in_channels}), training, o.bn_momentum, o.bn_eps);
 }

@@ -6,36 +6,36 @@
 namespace foveate {
 namespace {
 
-/// The lines of a map [B,C,*S] along an axis: [B rest,1,S_axis,C].
+/// The lines of a map [B,*S,C] along an axis: [B,rest,S_axis,C]. Rows and columns are views.
 Tensor lines(const Tensor& map, int64_t axis) {
-  const Tensor last = map.movedim(axis, -1).movedim(1, -1);  // [B,*rest,S_axis,C]
-  return (last.dim() == 3 ? last : last.flatten(0, last.dim() - 3)).unsqueeze(1);
+  const Tensor last = map.movedim(axis, -2);
+  return last.dim() == 3 ? last.unsqueeze(1) : last.flatten(1, -3);
 }
 
-/// Back: [B rest,1,S_axis,C] -> [B,C,*S], like `map` but for C.
+/// Back: [B,rest,S_axis,C] -> [B,*S,C], like `map` but for C.
 Tensor unlines(const Tensor& x, const Tensor& map, int64_t axis) {
-  auto shape = map.sym_sizes().vec();  // [B,*rest,S_axis,C]
+  auto shape = map.sym_sizes().vec();
   shape.erase(shape.begin() + axis);
-  shape.erase(shape.begin() + 1);
-  shape.push_back(extent(map, axis));
-  shape.push_back(extent(x, 3));
-  return x.reshape_symint(shape).movedim(-1, 1).movedim(-1, axis);
+  shape.insert(shape.end() - 1, extent(map, axis));
+  shape.back() = extent(x, -1);
+  return x.reshape_symint(shape).movedim(-2, axis);
 }
 
-/// The softmax over all lines of a position, joined by log-sum-exp; the first axis has the position itself, the others leave it out.
-Tensor criss_cross(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& mask, double scale) {
-  std::vector<Tensor> outs, lses;
+/// The softmax over all lines of a position, joined by log-sum-exp; the last axis has the position itself, the others leave it out.
+Tensor criss_cross(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given, const optional<Tensor>& mask, double scale) {
+  const auto channels_last = [](const Tensor& map) { return map.movedim(1, -1).contiguous(); };  // both axes read it in place
+  const Tensor q = channels_last(q_given), k = channels_last(k_given), v = channels_last(v_given);
   const patterns::Pattern others = ~patterns::sliding_window(0, 0);
-  for (int64_t axis = q.dim() - 1; axis >= 2; --axis) {
+  const int64_t last = q.dim() - 2;
+  std::vector<ops::Attended> parts;
+  for (int64_t axis = last; axis >= 1; --axis) {
     ops::Attention how{.scale = scale};
-    if (mask) how.key_mask = lines(mask->unsqueeze(1), axis).squeeze(3).squeeze(1);
+    if (mask) how.mask = lines(mask->unsqueeze(-1), axis).transpose(2, 3);  // [B,rest,1,S_axis]
     const Tensor a = lines(q, axis), b = lines(k, axis), c = lines(v, axis);
-    const auto [out, lse] = axis == q.dim() - 1 ? ops::attention(a, b, c, how) : ops::sparse_attention(a, b, c, others, how);
-    outs.push_back(unlines(out, q, axis).movedim(1, -1));            // [B,*S,Cv]
-    lses.push_back(unlines(lse.unsqueeze(-1), q, axis).squeeze(1));  // [B,*S]
+    const auto [out, lse] = axis == last ? ops::attention(a, b, c, how) : ops::sparse_attention(a, b, c, others, how);
+    parts.push_back({.out = unlines(out, q, axis), .lse = unlines(lse.unsqueeze(-1), q, axis).squeeze(-1)});
   }
-  if (outs.size() == 1) return outs.front().movedim(-1, 1);
-  return ops::merge_attention(at::stack(outs), at::stack(lses)).out.movedim(-1, 1);
+  return (parts.size() == 1 ? parts.front() : ops::merge_attention(parts)).out.movedim(-1, 1);
 }
 
 void check_grid(const char* form, const char* name, const Tensor& t, const Tensor& q, bool channels) {

@@ -109,7 +109,9 @@ void TanimotoSimilarity::check(const Options& o) {
 
 Tensor TanimotoSimilarity::forward(const Options& o, const Parameters&, const Inputs& in) {
   const auto type = ops::accumulation_type(in.p.scalar_type());
-  const auto over = o.over_channels ? at::IntArrayRef(channels) : at::IntArrayRef(positions);
+  const std::vector<int64_t> over = o.over == FractalOver::all        ? std::vector<int64_t>{1, 2, 3}
+                                    : o.over == FractalOver::channels ? std::vector<int64_t>{1}
+                                                                      : std::vector<int64_t>{2, 3};
   return similarity(in.p.to(type), in.l.to(type), over, o.depth, o.smooth).to(in.p.scalar_type());
 }
 

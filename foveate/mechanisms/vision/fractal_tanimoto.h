@@ -19,6 +19,10 @@ inline constexpr Card fractal_tanimoto{.slug = "fractal-tanimoto",
 enum class FractalNorm { batch, group, instance, layer };
 template <> inline constexpr auto names<FractalNorm> = std::array<std::string_view, 4>{"batch", "group", "instance", "layer"};
 
+/// What the bare similarity sums over.
+enum class FractalOver { positions, channels, all };
+template <> inline constexpr auto names<FractalOver> = std::array<std::string_view, 3>{"positions", "channels", "all"};
+
 /// A normalisation; what it holds depends on its kind.
 struct FOVEATE_API FractalNormalisation {
   Tensor weight, bias;                         // [C], or [groups]
@@ -62,16 +66,17 @@ void fractal_fields(auto&& f, auto& o) {
 /// The bare similarity.
 struct FOVEATE_API TanimotoSimilarity {
   static constexpr Form form{.card = &fractal_tanimoto,
-                             .summary = "fractal Tanimoto similarity of two maps, over positions or channels",
-                             .returns = "[...] similarity, [B,C,1,1] over positions, [B,1,H,W] over channels",
+                             .summary = "fractal Tanimoto similarity of two maps, over positions, channels or both",
+                             .returns = "[...] similarity, [B,C,1,1] over positions, [B,1,H,W] over channels, [B,1,1,1] over all",
                              .example = R"(p = torch.rand(2, 4, 5, 6)
 assert torch.allclose(foveate.tanimoto_similarity(p, p), torch.ones(2, 4, 1, 1)))"};
   struct Options {
-    bool over_channels = false;
+    FractalOver over = FractalOver::positions;
     int64_t depth = 5;
     double smooth = 1e-5;
     void fields(auto&& f) {
-      f("over_channels", over_channels, "compares positions by their channels instead of channels by their positions");
+      f("over", over,
+        "what is summed over: positions compares channels, channels compares positions, all compares the maps (authors' loss: 1 less this)");
       f("depth", depth, "terms of the similarity, each twice as sharp; 0 is 1 (paper: 5)");
       f("smooth", smooth, "s, added to numerator and denominator (1e-5)");
     }

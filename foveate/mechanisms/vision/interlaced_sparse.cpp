@@ -75,14 +75,19 @@ Groups neighbours(const Tiles& t) {
           .pattern = patterns::block_diagonal(t.dh * t.dw)};
 }
 
-Tensor interlaced(const auto& o, const Block::Parameters& p, const Tensor& x, int64_t dh, int64_t dw, bool causal, bool mask_padding, bool training) {
+Tensor interlaced(const auto& o, const Block::Parameters& p, const Self::Inputs& in, int64_t dh, int64_t dw, bool causal, bool mask_padding,
+                  bool training) {
+  const Tensor& x = in.x;
   const Size H = extent(x, 2), W = extent(x, 3);
   const Tiles tiles{.a = (H + (dh - 1)) / dh, .b = (W + (dw - 1)) / dw, .dh = dh, .dw = dw};
   const Size tall = tiles.a * dh - H, wide = tiles.b * dw - W, top = tall / 2, left = wide / 2;
-  const auto padded = [&](const Tensor& t) { return at::constant_pad_nd_symint(t, {left, wide - left, top, tall - top}); };
+  const auto padded = [&](const Tensor& t, double with = 0) { return at::constant_pad_nd_symint(t, {left, wide - left, top, tall - top}, with); };
   Groups far = far_apart(tiles), near = neighbours(tiles);
   far.causal = near.causal = causal;
-  if (mask_padding) far.mask = near.mask = padded(at::ones_symint({extent(x, 0), 1, H, W}, x.options().dtype(at::kBool)));
+  if (mask_padding || in.mask) {
+    const Tensor seen = in.mask ? in.mask->unsqueeze(1) : at::ones_symint({extent(x, 0), 1, H, W}, x.options().dtype(at::kBool));
+    far.mask = near.mask = padded(seen, mask_padding ? 0 : 1);
+  }
   const auto s = steps(o, training);
   return attend(p.short_range, attend(p.long_range, padded(x), far, s), near, s).narrow_symint(2, top, H).narrow_symint(3, left, W);
 }
@@ -121,7 +126,9 @@ Self::Parameters InterlacedSelfAttention::init(const Options& o) {
 
 Tensor InterlacedSelfAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
   check_map("interlaced_self_attention", in.x, o.in_channels);
-  return attend(p, in.x, all_positions(), steps(o, training));
+  Groups groups = all_positions();
+  if (in.mask) groups.mask = in.mask->unsqueeze(1);
+  return attend(p, in.x, groups, steps(o, training));
 }
 
 FOVEATE_MECHANISM(InterlacedSelfAttention)
@@ -135,7 +142,7 @@ Block::Parameters InterlacedSparseBlock::init(const Options& o) { return stages(
 
 Tensor InterlacedSparseBlock::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
   check_map("interlaced_sparse_block", in.x, o.in_channels);
-  return interlaced(o, p, in.x, o.dh, o.dw, o.causal, o.mask_padding, training);
+  return interlaced(o, p, in, o.dh, o.dw, o.causal, o.mask_padding, training);
 }
 
 FOVEATE_MECHANISM(InterlacedSparseBlock)
@@ -167,7 +174,7 @@ Tensor InterlacedSparseModule::forward(const Options& o, const Parameters& p, co
   check_map("interlaced_sparse_module", in.x, o.in_channels);
   std::vector<Tensor> parts{p.up ? (*p.up)(in.x, steps(o, training)) : in.x};
   for (std::size_t i = 0; i < p.stages.size(); ++i) {
-    parts.push_back(interlaced(o, p.stages[i], in.x, o.factors[2 * i], o.factors[2 * i + 1], false, false, training));
+    parts.push_back(interlaced(o, p.stages[i], in, o.factors[2 * i], o.factors[2 * i + 1], false, false, training));
   }
   const Tensor out = p.fuse(at::cat(parts, 1), steps(o, training));
   return training && o.dropout > 0 ? at::feature_dropout(out, o.dropout, true) : out;

@@ -66,7 +66,11 @@ assert layer(torch.randn(2, 8, 6, 7)).shape == (2, 5, 6, 7))"};
   };
   struct Inputs {
     Tensor x;
-    void fields(auto&& f) { f("x", x, "[B,C,H,W] map"); }
+    optional<Tensor> mask;
+    void fields(auto&& f) {
+      f("x", x, "[B,C,H,W] map");
+      f("mask", mask, "bool [B,H,W] True where a position takes part as key");
+    }
   };
   struct Parameters {
     ConvNormRelu query1, query2, key1, key2;
