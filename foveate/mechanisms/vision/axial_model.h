@@ -54,7 +54,7 @@ struct FOVEATE_API AxialTransformer {
       .returns = "",
       .example =
           R"(model = foveate.nn.AxialTransformer(height=4, width=5, num_embs=9, embed_dim=8, num_heads=2, num_outer_layers=2, num_inner_layers=1)
-ids = torch.randint(9, (2, 4, 5))
+ids = torch.randint(8, (2, 4, 5))
 out = model(ids)
 assert out.logits.shape == (2, 4, 5, 9) and out.upper_context.shape == (2, 4, 5, 8))"};
   struct Options {

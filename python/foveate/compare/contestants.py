@@ -63,6 +63,15 @@ def _efficient_block(size: Size) -> dict[str, Any]:
     return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
 
 
+def _axial(size: Size) -> dict[str, Any]:
+    return {"dim": size.width, "num_heads": 1, "head_dim": size.width // 2, "dim_index": 1}
+
+
+def _interlaced(size: Size) -> dict[str, Any]:
+    half = size.width // 2
+    return {"in_channels": size.width, "key_channels": half, "value_channels": half, "out_channels": size.width}
+
+
 def _kronecker(size: Size) -> dict[str, Any]:
     return {"in_channels": size.width, "num_heads": 1, "head_dim": size.width // 2}
 
@@ -180,11 +189,33 @@ ROWS: tuple[Row, ...] = (
     Row("EMAU", "EMA unit (64 bases)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("CBAM", "CBAM", "map", "different", lambda size: {"gate_channels": size.width}),
     Row("BAM", "BAM", "map", "different", lambda size: {"gate_channels": size.width}),
+    Row("CrissCrossAttention", "Criss-cross attention (twice)", "map", "different", lambda size: {"channels": size.width}),
+    Row("AxialAttention", "Axial attention (rows + columns)", "map", "different", _axial),
+    Row("InterlacedSparseBlock", "Interlaced sparse block (tiles of 8 by 8)", "map", "different", _interlaced),
+    Row("LambdaLayer", "Lambda layer (window of 7)", "map", "different", lambda size: {"in_channels": size.width, "r": 7}),
+    Row(
+        "LightNonLocalBlock", "LightNL block (1/4 compared)", "map", "different", lambda size: {"in_channels": size.width, "ratio": 0.25}
+    ),
+    Row("FractalAttention", "FracTAL attention", "map", "different", lambda size: {"channels": size.width}),
 )
 
 
 # Why a form has no row, where it is not for its input.
 REASONS = {
+    "CrissCross": "takes queries, keys and values of a map",
+    "AxisAttention": "takes queries, keys and values of a map",
+    "AxialImageTransformer": "is a whole model",
+    "AxialTransformer": "is a whole model",
+    "AxialSampler": "is a whole model",
+    "AxialTransformer3d": "is a whole model",
+    "AxialSampler3d": "is a whole model",
+    "InterlacedSelfAttention": "is exact attention between transforms of its own",
+    "InterlacedSparseModule": "is the interlaced sparse block for several tile sizes",
+    "LambdaAttention": "shares keys and values between heads",
+    "TanimotoSimilarity": "compares two maps",
+    "FractalResidualUnit": "is FracTAL attention beside a residual branch",
+    "FractalFusion": "joins two maps",
+    "TensorLowRankGate": "has weights of the size of the map",
     "KroneckerAttentionOperator": "is KroneckerAttention without weights",
     "SimplifiedNonLocalBlock": "is the global context block's step on the way",
     "BPTransformer": "is a whole model",
