@@ -92,6 +92,7 @@ class VertexTable {
 };
 
 Tensor lattice_filter_formula(const Tensor& features, const Tensor& values, const optional<Tensor>& mask, bool shared) {
+  if (values.numel() == 0) return values.clone(at::MemoryFormat::Contiguous);
   const auto type = accumulation_type(features.scalar_type());
   const int64_t B = features.size(0), H = features.size(1), N = features.size(2), d = features.size(3), c = values.size(3);
   const int64_t tables = shared ? H : B * H, samples = shared ? B : 1, points = N * (d + 1), P = samples * points;
