@@ -52,9 +52,9 @@ CASES = [
          given=("query_mask",), make=MASK, mask="query_mask", gradcheck=SMALL),
     Case("pkm", X, {**PKM, "use_layernorm": False, "differentiable_topk": True, "topk": 5}, gradcheck=SMALL,
          cut="scores pass the gradient of a soft choice"),
-    Case("pkm", X, {**PKM, "num_keys": 3, "gumbel_noise_scale": 0.5, "input_dropout": 0.3, "query_dropout": 0.3, "value_dropout": 0.3, "attn_dropout": 0.3},
-         name="drawn", given=("trainable_slots", "gumbel", "input_keep", "query_keep", "value_keep", "weight_keep"), gradcheck=SMALL,
-         cut="some values are not trained",
+    Case("pkm", X, {**PKM, "num_keys": 3, "gumbel_noise_scale": 0.5, "input_dropout": 0.3, "query_dropout": 0.3, "value_dropout": 0.3,
+         "attn_dropout": 0.3}, name="drawn", gradcheck=SMALL,
+         given=("trainable_slots", "gumbel", "input_keep", "query_keep", "value_keep", "weight_keep"), cut="some values are not trained",
          make={"trainable_slots": _keep(9), "gumbel": _normal("B", "N", 2, 2, 3), "input_keep": _keep("B", "N", 6),
                "query_keep": _keep("B", "N", 16), "value_keep": _keep("B", "N", 6), "weight_keep": _keep("B", "N", 2, 3)}),
 ]  # fmt: skip

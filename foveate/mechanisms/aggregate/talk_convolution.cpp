@@ -52,8 +52,9 @@ Windows sum_more(const WindowSum::Options& o, const Tensor& x, const Tensor& lef
   return {.out = sum_windows(o, all, left, right), .state = {.recent = all.narrow_symint(1, N - kept, kept)}};
 }
 
-/// How far a window reaches that dropout has stretched.
+/// How far a window reaches that dropout has stretched; a little more, since what it is stretched by is rounded.
 int64_t stretched(int64_t max_left, double offsets_dropout) {
+  if (offsets_dropout == 0) return max_left;
   return static_cast<int64_t>(std::ceil(static_cast<double>(max_left) / (1 - offsets_dropout) * (1 + 1e-6)));
 }
 

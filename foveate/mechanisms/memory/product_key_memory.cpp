@@ -246,7 +246,7 @@ FOVEATE_MECHANISM(ProductKeyMemory)
 namespace {
 
 /// A soft choice of k of the n scores s [...,n]: exp((s + a + b) / eps), where steps in turn choose a, so that the whole is k, and b, so that
-/// none is more than 1.   arXiv 2303.09752, appendix
+/// none is more than 1.   arXiv 2303.09752
 Tensor soft_choice(const Tensor& s, double k) {
   constexpr double eps = 0.1;
   constexpr int steps = 20;
