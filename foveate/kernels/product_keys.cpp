@@ -11,38 +11,61 @@ namespace {
 
 template <class scalar> inline constexpr long panel = 2 * lanes<scalar>;
 
-/// The best of what it is shown, falling; of equals the first that was shown.
-template <class scalar> struct Best {
-  scalar* value;  // [most]
-  long* mark;     // [most]
-  long most, count = 0;
+/// The best of what it is shown, falling; of equals the first that was shown. Rows have a vector before and a vector's rest behind.
+template <class scalar> class Best {
+ public:
+  typedef typename Vectors<scalar>::integers Marks;
+  typedef decltype(total_of(Marks{})) Mark;
+  static_assert(sizeof(Mark) == sizeof(scalar));
+  static constexpr long W = lanes<scalar>;
 
-  bool takes(scalar x) const { return count < most || x > value[most - 1]; }
-  void show(scalar x, long marked) {
-    if (!takes(x)) return;
-    long at = count < most ? count++ : most - 1;
-    for (; at > 0 && value[at - 1] < x; --at) {
-      value[at] = value[at - 1];
-      mark[at] = mark[at - 1];
+  static long room(long most) { return 2 * (most + 3 * W); }
+  Best(scalar* room, long most) : value_(room + W), mark_(reinterpret_cast<Mark*>(room + most + 3 * W) + W), most_(most) {}
+
+  void clear() {
+    for (long i = -W; i < most_ + W; ++i) {
+      value_[i] = i < 0 ? scalar(infinity) : -scalar(infinity);
+      mark_[i] = 0;
     }
-    value[at] = x;
-    mark[at] = marked;
   }
+  scalar bar() const { return value_[most_ - 1]; }
+  scalar value(long i) const { return value_[i]; }
+  long mark(long i) const { return static_cast<long>(mark_[i]); }
+
+  /// What is worse moves one place on, all at once and without a branch: from the last vector to the first.
+  void show(scalar x, long marked) {
+    if (!(x > bar())) return;
+    const Vec<scalar> wide = splat(x);
+    const Marks wide_mark = static_cast<Mark>(marked) - Marks{};
+    for (long i = (most_ - 1) / W * W; i >= 0; i -= W) {
+      const Vec<scalar> here = vec(value_ + i), before = vec(value_ + i - 1);
+      const Marks here_mark = marks(i), before_mark = marks(i - 1);
+      vec(value_ + i) = here >= wide ? here : before >= wide ? wide : before;
+      __builtin_memcpy(mark_ + i, &static_cast<const Marks&>(here >= wide ? here_mark : before >= wide ? wide_mark : before_mark), sizeof(Marks));
+    }
+    for (long i = most_; i % W != 0; ++i) value_[i] = -scalar(infinity);
+  }
+
+ private:
+  Marks marks(long i) const {
+    Marks m;
+    __builtin_memcpy(&m, mark_ + i, sizeof m);
+    return m;
+  }
+  scalar* value_;  // [most]
+  Mark* mark_;     // [most]
+  long most_;
 };
 
 /// The best of n scores; most vectors hold none that is taken.
 template <class scalar> void choose_half(const scalar* s, long n, Best<scalar>& best) {
   constexpr long W = lanes<scalar>;
+  best.clear();
   long i = 0;
-  for (; i < least(n, best.most); ++i) best.show(s[i], i);
   for (; i + 2 * W <= n; i += 2 * W) {
-    const Vec<scalar> a = vec(s + i), b = vec(s + i + W), top = a > b ? a : b;
-    const scalar bar = best.value[best.most - 1];
-    const auto above = top > splat(bar);
-    long any = 0;
-#pragma GCC unroll 16
-    for (int j = 0; j < static_cast<int>(W); ++j) any |= static_cast<long>(above[j]);
-    if (any == 0) continue;
+    const Vec<scalar> x = vec(s + i), y = vec(s + i + W);
+    const auto above = (x > y ? x : y) > splat(best.bar());
+    if (total_of(above) == 0) continue;
     for (long j = i; j < i + 2 * W; ++j) best.show(s[j], j);
   }
   for (; i < n; ++i) best.show(s[i], i);
@@ -53,7 +76,7 @@ long wide(long n, long across) { return (n + across - 1) / across * across; }
 template <class scalar> long choose_room(const ProductKeys<scalar>& a) {
   Room<scalar> room(nullptr);
   room.take(2 * product_tile * wide(a.n, panel<scalar>));
-  room.take(3 * a.k * static_cast<long>((sizeof(long) + sizeof(scalar)) / sizeof(scalar)) + 16);
+  for (int i = 0; i < 3; ++i) room.take(Best<scalar>::room(a.k));
   return room.taken;
 }
 
@@ -61,8 +84,8 @@ template <class scalar> void choose(const ProductKeys<scalar>& a, long begin, lo
   const long width = wide(a.n, panel<scalar>);
   Room<scalar> room(scratch);
   scalar* const s = room.take(2 * product_tile * width);  // [2,tile,width]
-  long* const marks = reinterpret_cast<long*>(room.take(3 * a.k * static_cast<long>((sizeof(long) + sizeof(scalar)) / sizeof(scalar)) + 16));
-  scalar* const values = reinterpret_cast<scalar*>(marks + 3 * a.k);
+  const auto best = [&] { return Best<scalar>(room.take(Best<scalar>::room(a.k)), a.k); };
+  Best<scalar> first = best(), second = best(), pairs = best();
   for (long task = begin; task < end; ++task) {
     const long head = task % a.H, t0 = task / a.H * product_tile, height = least(product_tile, a.T - t0);
     for (long half = 0; half < 2; ++half) {
@@ -74,17 +97,20 @@ template <class scalar> void choose(const ProductKeys<scalar>& a, long begin, lo
       }
     }
     for (long r = 0; r < height; ++r) {
-      Best<scalar> first{values, marks, a.k}, second{values + a.k, marks + a.k, a.k};
       choose_half(s + r * width, a.n, first);
       choose_half(s + (product_tile + r) * width, a.n, second);
-      const long at = ((t0 + r) * a.H + head) * a.k;
-      Best<scalar> pairs{a.scores + at, a.slots + at, a.k};
+      pairs.clear();
       for (long i = 0; i < a.k; ++i) {
         for (long j = 0; (i + 1) * (j + 1) <= a.k; ++j) {
-          const scalar sum = first.value[i] + second.value[j];
-          if (!pairs.takes(sum) && sum == sum) break;  // sums fall with j
-          pairs.show(sum, first.mark[i] * a.n + second.mark[j]);
+          const scalar sum = first.value(i) + second.value(j);
+          if (!(sum > pairs.bar())) break;  // sums fall with j
+          pairs.show(sum, i * a.k + j);
         }
+      }
+      const long at = ((t0 + r) * a.H + head) * a.k;
+      for (long j = 0; j < a.k; ++j) {
+        a.scores[at + j] = pairs.value(j);
+        a.slots[at + j] = first.mark(pairs.mark(j) / a.k) * a.n + second.mark(pairs.mark(j) % a.k);
       }
     }
   }
@@ -133,7 +159,7 @@ template <class scalar, class F> inline void with_values(const WeightedRows<scal
 }
 
 /// The row that is read so many rows later is on its way meanwhile.
-inline constexpr long rows_ahead = 4, line_bytes = 64, fetched_bytes = 1024;
+inline constexpr long rows_ahead = 8, line_bytes = 64, fetched_bytes = 1024;
 template <class stored, class scalar> inline void fetch(const stored* values, const WeightedRows<scalar>& a, long at) {
   if (at >= a.T * a.K) return;
   const char* row = reinterpret_cast<const char*>(values + a.index[at] * a.width);
@@ -143,14 +169,25 @@ template <class stored, class scalar> inline void fetch(const stored* values, co
 
 template <class scalar> void rows(const WeightedRows<scalar>& a, long begin, long end) {
   with_values(a, [&](const auto* values, auto read) {
+    const auto row = [&](long at) { return values + a.index[at] * a.width; };
     for (long t = begin; t < end; ++t) {
       scalar* __restrict__ out = a.out + t * a.width;
       for (long c = 0; c < a.width; ++c) out[c] = 0;
-      for (long at = t * a.K; at < (t + 1) * a.K; ++at) {
-        fetch(values, a, at + rows_ahead);
-        const auto* __restrict__ row = values + a.index[at] * a.width;
+      long at = t * a.K;
+      const long last = at + a.K;
+      for (; at + 4 <= last; at += 4) {  // four at a time: what waits for one row can read another
+        for (long i = 0; i < 4; ++i) fetch(values, a, at + rows_ahead + i);
+        const auto *r0 = row(at), *r1 = row(at + 1), *r2 = row(at + 2), *r3 = row(at + 3);
+        const scalar w0 = a.weights[at], w1 = a.weights[at + 1], w2 = a.weights[at + 2], w3 = a.weights[at + 3];
+        for (long c = 0; c < a.width; ++c) {
+          out[c] += (w0 * static_cast<scalar>(read(r0[c])) + w1 * static_cast<scalar>(read(r1[c]))) +
+                    (w2 * static_cast<scalar>(read(r2[c])) + w3 * static_cast<scalar>(read(r3[c])));
+        }
+      }
+      for (; at < last; ++at) {
+        const auto* one = row(at);
         const scalar weight = a.weights[at];
-        for (long c = 0; c < a.width; ++c) out[c] += weight * static_cast<scalar>(read(row[c]));
+        for (long c = 0; c < a.width; ++c) out[c] += weight * static_cast<scalar>(read(one[c]));
       }
     }
   });

@@ -19,7 +19,7 @@ template <class scalar> struct WindowSum {
 
   long blocks() const { return (C + width - 1) / width; }
   long tasks(long positions) const { return B * blocks() * ((positions + chunk - 1) / chunk); }
-  long room() const { return (ring + 1) * width; }  // numbers of scratch
+  long room() const { return (ring + 2) * width; }  // numbers of scratch
 };
 
 template <class scalar> struct WindowSumEngine {

@@ -84,7 +84,16 @@ def test_an_end_between_two_tokens_has_no_gradient() -> None:
     assert (d_left != 0).any() and (d_right != 0).any()
 
 
-def test_a_million_tokens_keep_their_accuracy_in_float32() -> None:
+@pytest.mark.parametrize("reach", [2.25, 110.0, 3000.0])
+def test_a_million_tokens_keep_their_accuracy_in_float32(reach: float) -> None:
+    N = 1_000_000
+    x = torch.rand(1, N, 2, generator=torch.Generator().manual_seed(0)) + 0.5
+    extents = (reach * torch.rand(1, N, 1)).round(decimals=2)
+    got, want = PRIMITIVE(x, extents, extents, 1.0), FORMULA(x.double(), extents.double(), extents.double(), 1.0)
+    assert ((got - want) / want).abs().max() < 1e-5
+
+
+def test_windows_of_few_tokens_and_of_all() -> None:
     N = 1_000_000
     x = torch.rand(1, N, 2, generator=torch.Generator().manual_seed(0)) + 0.5
     left = torch.full((1, N, 1), 2.25)
