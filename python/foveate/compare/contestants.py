@@ -178,6 +178,8 @@ ROWS: tuple[Row, ...] = (
         _etc_layer,
         made=lambda x: (_spans(x, 16),),
     ),
+    Row("TalkConvolution", "TaLK convolution (15 tokens each side)", "vectors", "different", lambda size: _talk(size, 15)),
+    Row("ProductKeyMemory", "Product-key memory (128^2 slots)", "vectors", "different", lambda size: _memory(size, 128)),
     Row("JukeboxMultiheadAttention", "Jukebox layer (row)", "vectors", "different", lambda size: _layer(size) | _jukebox(size, "block")),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
@@ -187,6 +189,7 @@ ROWS: tuple[Row, ...] = (
     Row("KroneckerAttention", "Kronecker attention (kv)", "map", "different", lambda size: _kronecker(size) | {"variant": "kv"}),
     Row("GlobalContextBlock", "Global context block", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EMAU", "EMA unit (64 bases)", "map", "different", lambda size: {"in_channels": size.width}),
+    Row("PermutohedralAttention", "Permutohedral attention (2 lattices, 4 features)", "map", "different", lambda size: _lattice(size, 4)),
     Row("CBAM", "CBAM", "map", "different", lambda size: {"gate_channels": size.width}),
     Row("BAM", "BAM", "map", "different", lambda size: {"gate_channels": size.width}),
     Row("CrissCrossAttention", "Criss-cross attention (twice)", "map", "different", lambda size: {"channels": size.width}),
@@ -247,6 +250,12 @@ REASONS = {
     "MultiScaleTopDown": "is a whole model",
     "MultiScaleBottomUp": "is a whole model",
     "MultiScaleRetina": "is a whole model",
+    "WindowSum": "is TalkConvolution with given windows",
+    "TalkConvolutionLayer": "is the convolution with projections and a feed-forward network",
+    "ProductKeyLookup": "takes queries, keys and values of a memory",
+    "PKM": "is the memory with another normalisation of queries",
+    "LatticeFilter": "takes points that are queries and keys at once",
+    "PermutohedralSimplex": "shows the lattice",
 }
 
 
@@ -283,6 +292,19 @@ def _global(size: Size, near: str, globals_: str) -> dict[str, Any]:
 def _jukebox(size: Size, pattern: str) -> dict[str, Any]:
     """As many rows as columns, about."""
     return {"pattern": pattern, "block_length": 2 ** round(math.log2(size.length) / 2)}
+
+
+def _talk(size: Size, reach: int) -> dict[str, Any]:
+    return {"hid_dim": size.width, "num_heads": size.heads, "max_left": reach}
+
+
+def _memory(size: Size, keys: int) -> dict[str, Any]:
+    return {"input_dim": size.width, "heads": size.heads, "n_keys": keys, "key_dim": 64}
+
+
+def _lattice(size: Size, features: int) -> dict[str, Any]:
+    half = size.width // 2  # two lattices give as many channels as came
+    return {"in_features": size.width, "filter_features": features, "out_features": half, "dimension": 2, "normalize": "row"}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
