@@ -35,7 +35,8 @@ Tensor compress(const auto& o, const Compressor& p, const Tensor& rows, const op
     return most_used(rows, o.ratio, *usage);
   }
   Tensor x = ahead ? at::constant_pad_nd_symint(rows, {0, 0, *ahead, 0}) : detail::padded_to_slots(rows, o.ratio);
-  for (std::size_t i = 0; i < p.dilated.size(); ++i) {
+  const bool empty = extent(x, 1).maybe_as_int() == 0;  // nothing leaves yet: torch's convolutions refuse a sequence without tokens
+  for (std::size_t i = 0; i < p.dilated.size() && !empty; ++i) {
     const layers::Convolution::Steps steps{.padding = o.dilations[i], .dilation = o.dilations[i]};
     x = p.dilated[i](x.transpose(1, 2), steps).relu().transpose(1, 2);
   }
