@@ -40,7 +40,7 @@ CASES = [
          make=PADDED | {"encoded_mask": random_mask("S")}, mask="encoded_mask", hidden_is_zero=False, gradcheck=SMALL),
     Case("memformer", {"B": 2, "N": 6, "M": 4}, MODEL, given=("tgt",), make=IDS, gradcheck={"B": 1, "N": 3, "M": 2}),
     Case("memformer", {"B": 2, "N": 6, "M": 5}, {**MODEL, "swapped_buckets": True, "target_vocab_size": 8, "decoder_heads": 3},
-         given=("tgt", "src_mask", "tgt_mask"), make=IDS | MASKS, mask="src_mask", hidden_is_zero=False, gradcheck={"B": 1, "N": 3, "M": 2}),
+         given=("tgt", "src_mask", "tgt_mask"), make=IDS | MASKS, gradcheck={"B": 1, "N": 3, "M": 2}),
     Case("memformer", {"B": 2, "N": 6}, {**MODEL, "encoder_only": True, "write": "forget"}, given=("reset",), make=IDS | RESET, name="encoder",
          gradcheck={"B": 1, "N": 3}),
     Case("mem_bart_layer", SEGMENT, BART, gradcheck=SMALL),

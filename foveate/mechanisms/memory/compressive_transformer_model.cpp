@@ -15,7 +15,7 @@ Tensor network(const Model::Options& o, const layers::FeedForward& p, const Tens
   return p.down(layers::dropout(active, o.ff_dropout, std::nullopt, training));
 }
 
-Tensor updated(const optional<GruGate>& gate, const Tensor& y, const Tensor& x) { return gate ? (*gate)(y, x) : x + y; }
+Tensor updated(const optional<layers::GRU>& gate, const Tensor& y, const Tensor& x) { return gate ? (*gate)(y, x) : x + y; }
 
 int64_t mem_len(const Model::Options& o) { return o.mem_len.value_or(o.seq_len); }
 int64_t cmem_len(const Model::Options& o) { return o.cmem_len.value_or(mem_len(o) / o.ratio); }
@@ -47,20 +47,6 @@ void move_on(const Model::Options& o, Model::State& state, const Size& n) {
 }
 
 }  // namespace
-
-GruGate GruGate::init(int64_t width) {
-  const double bound = 1 / std::sqrt(static_cast<double>(width));
-  return {.input_weight = layers::uniform({3 * width, width}, bound),
-          .state_weight = layers::uniform({3 * width, width}, bound),
-          .input_bias = layers::uniform({3 * width}, bound),
-          .state_bias = layers::uniform({3 * width}, bound)};
-}
-
-Tensor GruGate::operator()(const Tensor& y, const Tensor& h) const {
-  const auto i = at::linear(y, input_weight, input_bias).chunk(3, -1), s = at::linear(h, state_weight, state_bias).chunk(3, -1);
-  const Tensor reset = (i[0] + s[0]).sigmoid(), update = (i[1] + s[1]).sigmoid();
-  return (1 - update) * (i[2] + reset * s[2]).tanh() + update * h;
-}
 
 std::vector<std::size_t> Model::Options::remembering() const {
   std::vector<std::size_t> found;
@@ -106,7 +92,7 @@ Model::Parameters CompressiveTransformer::shape(const Options& o) {
     layer.compressor = attention.compressor;
     layer.decoder_weight = attention.decoder_weight;
     layer.decoder_bias = attention.decoder_bias;
-    if (o.gru_gated) layer.attention_gate = layer.network_gate = GruGate{};
+    if (o.gru_gated) layer.attention_gate = layer.network_gate = layers::GRU{};
   }
   if (o.emb_dim && *o.emb_dim != o.embed_dim) p.widen = p.narrow = layers::Linear{};
   return p;
@@ -131,8 +117,8 @@ Model::Parameters CompressiveTransformer::init(const Options& o) {
              .network = {.up = layers::Linear::init(E, (o.ff_glu ? 8 : 4) * E), .down = layers::Linear::init(4 * E, E)},
              .network_gate = {}};
     if (o.gru_gated) {
-      layer.attention_gate = GruGate::init(E);
-      layer.network_gate = GruGate::init(E);
+      layer.attention_gate = layers::GRU::init(E);
+      layer.network_gate = layers::GRU::init(E);
     }
     p.positions = made.positions;
   }

@@ -2,32 +2,19 @@
 // may go down the stack by one layer from segment to segment.   arXiv 1911.05507
 #pragma once
 #include <foveate/compressive_transformer.h>
+#include <foveate/gru.h>
 
 namespace foveate {
-
-/// h' = GRU(y, h): what a sublayer puts out updates the stream.
-struct FOVEATE_API GruGate {
-  Tensor input_weight, state_weight;  // [3E,E]: reset, update, new
-  Tensor input_bias, state_bias;      // [3E]
-  void fields(auto&& f) {
-    f("input_weight", input_weight, "[*,*] reset, update and new of the sublayer's output");
-    f("state_weight", state_weight, "[*,*] reset, update and new of the stream");
-    f("input_bias", input_bias, "[*] likewise");
-    f("state_bias", state_bias, "[*] likewise");
-  }
-  static GruGate init(int64_t width);
-  Tensor operator()(const Tensor& y, const Tensor& h) const;
-};
 
 struct FOVEATE_API CompressiveLayer {
   layers::LayerNorm attention_norm;
   layers::Linear query, key, value, out;
   Compressor compressor;
   optional<Tensor> decoder_weight, decoder_bias;
-  optional<GruGate> attention_gate;
+  optional<layers::GRU> attention_gate;
   layers::LayerNorm network_norm;
   layers::FeedForward network;
-  optional<GruGate> network_gate;
+  optional<layers::GRU> network_gate;
   void fields(auto&& f) {
     f("attention_norm", attention_norm, "before attention");
     f("query", query, "query projection");

@@ -28,7 +28,7 @@ struct FOVEATE_API MemformerStack {
   Tensor bias_table;  // [buckets,H]
   void fields(auto&& f) {
     f("layers", layers, "the layers");
-    f("bias_table", bias_table, "[*,H] added to the scores of each bucket of distances, in every layer");
+    f("bias_table", bias_table, "[*,*] added to the scores of each bucket of distances, in every layer");
   }
   static MemformerStack shape(int64_t depth);
   static MemformerStack init(int64_t width, int64_t heads, int64_t depth, int64_t buckets);
