@@ -1,4 +1,5 @@
 #include <foveate/attention.h>
+#include <foveate/cluster_attention.h>
 #include <foveate/dropout.h>
 #include <foveate/informer.h>
 #include <foveate/init.h>
