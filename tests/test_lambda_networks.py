@@ -31,27 +31,6 @@ def test_the_window_is_a_sum_over_neighbours(H: int, W: int, memory_format: torc
     torch.testing.assert_close(torch.autograd.grad(got, x, cotangent), torch.autograd.grad(want, x, cotangent))
 
 
-def test_gradients_of_a_large_map_equal_those_of_all_lambdas_at_once() -> None:
-    # Lambdas of 16 features, 8 values and 48 by 48 positions do not fit one part: several are made in turn.
-    q, v = random(2, 3, 16, 48, 48), random(2, 2, 24, 48, 48, seed=1)
-    weight, bias = random(16, 2, 3, 3, seed=2), random(16, seed=3)
-    leaves = [x.requires_grad_() for x in (q, v, weight, bias)]
-    got = torch.ops.foveate._position_lambda(*leaves, 1)
-    want = torch.ops.foveate._position_lambda_formula(*leaves, 1)
-    torch.testing.assert_close(got, want)
-    cotangent = random(*want.shape, seed=4)
-    for mine, theirs in zip(torch.autograd.grad(got, leaves, cotangent), torch.autograd.grad(want, leaves, cotangent), strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_position_lambdas_of_half_precision_are_summed_in_single() -> None:
-    q, v, weight = random(1, 2, 16, 6, 6).bfloat16(), random(1, 1, 4, 6, 6, seed=1).bfloat16(), random(16, 1, 5, 5, seed=2).bfloat16()
-    got = torch.ops.foveate._position_lambda(q, v, weight, None, 2)
-    exact = torch.ops.foveate._position_lambda(q.double(), v.double(), weight.double(), None, 2)
-    assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got.double(), exact, rtol=0.01, atol=0.02)
-
-
 def test_a_context_normalised_by_itself_does_not_leak_and_one_normalised_over_all_does() -> None:
     q, k, v = random(1, 2, 6, 3), random(1, 6, 3, 1, seed=1), random(1, 6, 4, 1, seed=2)
     other = k.clone()

@@ -28,6 +28,7 @@ CASES = [
     _case("criss_cross", "T", "H", "W", scale=0.5),
     _case("criss_cross_attention", "H", "W", given=("mask",), channels=8, qk_channels=3),
     _case("criss_cross_attention", "T", "H", "W", channels=8, dimension=3, recurrence=1),
+    _case("rcca", "H", "W", given=("mask",), in_channels=8, inter_channels=8, out_channels=3, num_classes=2, recurrence=1),
 ]
 
 

@@ -1,4 +1,5 @@
 #include <foveate/ccnet.h>
+#include <foveate/dropout.h>
 #include <foveate/init.h>
 #include <foveate/merge_attention.h>
 #include <foveate/sparse_attention.h>
@@ -73,15 +74,56 @@ CrissCrossAttention::Parameters CrissCrossAttention::init(const Options& o) {
   return {.query = pointwise(width), .key = pointwise(width), .value = pointwise(o.channels), .gamma = layers::zeros({1})};
 }
 
+namespace {
+
+Tensor recurrent(const CrissCrossAttention::Parameters& p, Tensor x, int64_t recurrence, const optional<Tensor>& mask) {
+  for (int64_t r = 0; r < recurrence; ++r) x = at::addcmul(x, criss_cross(p.query(x), p.key(x), p.value(x), mask, 1), p.gamma);
+  return x;
+}
+
+CrissCrossAttention::Options attention_of(const RCCA::Options& o) {
+  return {.channels = o.inter_channels.value_or(o.in_channels / 4), .recurrence = o.recurrence};
+}
+
+}  // namespace
+
 Tensor CrissCrossAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
   TORCH_CHECK_VALUE(in.x.dim() == o.dimension + 2 && extent(in.x, 1) == o.channels, "criss_cross_attention: x must be [B,C,*S] with C = ", o.channels,
                     " and ", o.dimension, " dimensions S, got ", in.x.sym_sizes());
   if (in.mask) check_grid("criss_cross_attention", "mask", *in.mask, in.x, false);
-  Tensor x = in.x;
-  for (int64_t r = 0; r < o.recurrence; ++r) x = at::addcmul(x, criss_cross(p.query(x), p.key(x), p.value(x), in.mask, 1), p.gamma);
-  return x;
+  return recurrent(p, in.x, o.recurrence, in.mask);
 }
 
 FOVEATE_MECHANISM(CrissCrossAttention)
+
+void RCCA::check(const Options& o) {
+  const auto inner = attention_of(o);
+  TORCH_CHECK_VALUE(inner.channels >= 8, "rcca: inter_channels must be 8 or more, got ", inner.channels);
+  TORCH_CHECK_VALUE(o.in_channels > 0 && o.out_channels > 0 && o.num_classes > 0 && o.recurrence > 0,
+                    "rcca: in_channels, out_channels, num_classes and recurrence must be positive, got ", o.in_channels, ", ", o.out_channels, ", ",
+                    o.num_classes, " and ", o.recurrence);
+  layers::check_dropout("rcca", "dropout", o.dropout);
+}
+
+RCCA::Parameters RCCA::init(const Options& o) {
+  using layers::ConvNormRelu;
+  const auto inner = attention_of(o);
+  const std::vector<int64_t> one{1, 1};
+  return {.narrow = ConvNormRelu::init(o.in_channels, inner.channels, 3),
+          .attention = CrissCrossAttention::init(inner),
+          .attended = ConvNormRelu::init(inner.channels, inner.channels, 3),
+          .joined = ConvNormRelu::init(o.in_channels + inner.channels, o.out_channels, 3),
+          .classifier = layers::Convolution::init(o.out_channels, o.num_classes, one)};
+}
+
+Tensor RCCA::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
+  TORCH_CHECK_VALUE(extent(in.x, 1) == o.in_channels, "rcca: x must have in_channels = ", o.in_channels, " channels, got ", in.x.sym_sizes());
+  const auto steps = layers::steps_of(o, training);
+  const Tensor attended = p.attended(recurrent(p.attention, p.narrow(in.x, steps), o.recurrence, in.mask), steps);
+  const Tensor joined = p.joined(at::cat({in.x, attended}, 1), steps);
+  return p.classifier(training && o.dropout > 0 ? at::feature_dropout(joined, o.dropout, true) : joined);
+}
+
+FOVEATE_MECHANISM(RCCA)
 
 }  // namespace foveate

@@ -11,17 +11,13 @@ using Block = InterlacedSparseBlock;
 
 const std::vector<int64_t> one{1, 1};
 
-ConvNormRelu::Steps steps(const auto& o, bool training) {
-  return {.eps = o.bn_eps, .momentum = o.bn_momentum, .slope = o.negative_slope, .training = training};
-}
-
 Self::Parameters transforms(int64_t in, int64_t keys, int64_t values, int64_t out) {
-  return {.query1 = ConvNormRelu::init(in, keys),
-          .query2 = ConvNormRelu::init(keys, keys),
-          .key1 = ConvNormRelu::init(in, keys),
-          .key2 = ConvNormRelu::init(keys, keys),
+  return {.query1 = layers::ConvNormRelu::init(in, keys),
+          .query2 = layers::ConvNormRelu::init(keys, keys),
+          .key1 = layers::ConvNormRelu::init(in, keys),
+          .key2 = layers::ConvNormRelu::init(keys, keys),
           .value = layers::Convolution::init(in, values, one, /*bias=*/false),
-          .out = ConvNormRelu::init(values, out)};
+          .out = layers::ConvNormRelu::init(values, out)};
 }
 
 /// Groups of positions that attend to each other: a map [B,C,H,W] in lines [B,groups,tokens,C], and back.
@@ -34,7 +30,7 @@ struct Groups {
 };
 
 /// A 1x1 convolution commutes with any grouping, and normalisation sees all positions: so only q, k, v and the result are grouped.
-Tensor attend(const Self::Parameters& p, const Tensor& x, const Groups& groups, const ConvNormRelu::Steps& s) {
+Tensor attend(const Self::Parameters& p, const Tensor& x, const Groups& groups, const layers::ConvNormRelu::Steps& s) {
   const Tensor q = p.query2(p.query1(x, s), s), k = p.key2(p.key1(x, s), s), v = p.value(x);
   ops::Attention how{.causal = groups.causal};
   if (groups.mask) how.mask = groups.gather(*groups.mask).squeeze(3).unsqueeze(2);  // [B,groups,1,tokens]
@@ -88,7 +84,7 @@ Tensor interlaced(const auto& o, const Block::Parameters& p, const Self::Inputs&
     const Tensor seen = in.mask ? in.mask->unsqueeze(1) : at::ones_symint({extent(x, 0), 1, H, W}, x.options().dtype(at::kBool));
     far.mask = near.mask = padded(seen, mask_padding ? 0 : 1);
   }
-  const auto s = steps(o, training);
+  const auto s = layers::steps_of(o, training);
   return attend(p.short_range, attend(p.long_range, padded(x), far, s), near, s).narrow_symint(2, top, H).narrow_symint(3, left, W);
 }
 
@@ -109,15 +105,6 @@ Block::Parameters stages(const auto& o) {
 
 }  // namespace
 
-ConvNormRelu ConvNormRelu::init(int64_t in, int64_t out) {
-  return {.conv = layers::Convolution::init(in, out, one, /*bias=*/false), .norm = layers::BatchNorm::init(out)};
-}
-
-Tensor ConvNormRelu::operator()(const Tensor& x, const Steps& s) const {
-  const Tensor y = norm(conv(x), s.training, s.momentum, s.eps);
-  return s.slope == 0 ? y.relu() : at::leaky_relu(y, s.slope);
-}
-
 void InterlacedSelfAttention::check(const Options& o) { check_widths("interlaced_self_attention", o); }
 
 Self::Parameters InterlacedSelfAttention::init(const Options& o) {
@@ -128,7 +115,7 @@ Tensor InterlacedSelfAttention::forward(const Options& o, const Parameters& p, c
   check_map("interlaced_self_attention", in.x, o.in_channels);
   Groups groups = all_positions();
   if (in.mask) groups.mask = in.mask->unsqueeze(1);
-  return attend(p, in.x, groups, steps(o, training));
+  return attend(p, in.x, groups, layers::steps_of(o, training));
 }
 
 FOVEATE_MECHANISM(InterlacedSelfAttention)
@@ -165,18 +152,18 @@ InterlacedSparseModule::Parameters InterlacedSparseModule::init(const Options& o
   Parameters p;
   const auto count = static_cast<int64_t>(o.factors.size() / 2);
   for (int64_t i = 0; i < count; ++i) p.stages.push_back(stages(o));
-  if (count > 1) p.up = ConvNormRelu::init(o.in_channels, count * o.out_channels);
-  p.fuse = ConvNormRelu::init((count > 1 ? count * o.out_channels : o.in_channels) + count * o.out_channels, o.out_channels);
+  if (count > 1) p.up = layers::ConvNormRelu::init(o.in_channels, count * o.out_channels);
+  p.fuse = layers::ConvNormRelu::init((count > 1 ? count * o.out_channels : o.in_channels) + count * o.out_channels, o.out_channels);
   return p;
 }
 
 Tensor InterlacedSparseModule::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
   check_map("interlaced_sparse_module", in.x, o.in_channels);
-  std::vector<Tensor> parts{p.up ? (*p.up)(in.x, steps(o, training)) : in.x};
+  std::vector<Tensor> parts{p.up ? (*p.up)(in.x, layers::steps_of(o, training)) : in.x};
   for (std::size_t i = 0; i < p.stages.size(); ++i) {
     parts.push_back(interlaced(o, p.stages[i], in, o.factors[2 * i], o.factors[2 * i + 1], false, false, training));
   }
-  const Tensor out = p.fuse(at::cat(parts, 1), steps(o, training));
+  const Tensor out = p.fuse(at::cat(parts, 1), layers::steps_of(o, training));
   return training && o.dropout > 0 ? at::feature_dropout(out, o.dropout, true) : out;
 }
 

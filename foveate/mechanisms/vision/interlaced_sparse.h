@@ -1,8 +1,7 @@
 // Interlaced sparse self-attention: attention among positions a stride apart, then among neighbours in tiles.   arXiv 1907.12273
 #pragma once
 #include <foveate/contract.h>
-#include <foveate/convolution.h>
-#include <foveate/norm.h>
+#include <foveate/conv_norm_relu.h>
 
 namespace foveate {
 
@@ -16,22 +15,6 @@ inline constexpr Card interlaced_sparse{.slug = "interlaced-sparse",
                                         .equation =
                                             "out = S_short(S_long(x)); S = relu(BN(W softmax(q k^T / sqrt(Ck)) v)) in groups: "
                                             "(y mod dh, x mod dw), then (y div dh, x div dw)"};
-
-/// A 1x1 convolution without bias, batch normalisation, ReLU.
-struct FOVEATE_API ConvNormRelu {
-  layers::Convolution conv;
-  layers::BatchNorm norm;
-  void fields(auto&& f) {
-    f("conv", conv, "1x1, without bias");
-    f("norm", norm, "batch normalisation");
-  }
-  struct Steps {
-    double eps, momentum, slope;
-    bool training;
-  };
-  static ConvNormRelu init(int64_t in, int64_t out);
-  Tensor operator()(const Tensor& x, const Steps& steps) const;
-};
 
 namespace detail {
 void interlaced_widths(auto&& f, auto& o) {
@@ -73,9 +56,9 @@ assert layer(torch.randn(2, 8, 6, 7)).shape == (2, 5, 6, 7))"};
     }
   };
   struct Parameters {
-    ConvNormRelu query1, query2, key1, key2;
+    layers::ConvNormRelu query1, query2, key1, key2;
     layers::Convolution value;
-    ConvNormRelu out;
+    layers::ConvNormRelu out;
     void fields(auto&& f) {
       f("query1", query1, "first map of queries");
       f("query2", query2, "second map of queries");
@@ -153,8 +136,8 @@ assert module(torch.randn(2, 8, 6, 7)).shape == (2, 8, 6, 7))"};
   using Inputs = InterlacedSelfAttention::Inputs;
   struct Parameters {
     std::vector<InterlacedSparseBlock::Parameters> stages;
-    ConvNormRelu fuse;
-    optional<ConvNormRelu> up;
+    layers::ConvNormRelu fuse;
+    optional<layers::ConvNormRelu> up;
     void fields(auto&& f) {
       f("stages", stages, "the blocks");
       f("fuse", fuse, "joins the map and the blocks' results");

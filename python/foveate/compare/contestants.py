@@ -205,6 +205,7 @@ ROWS: tuple[Row, ...] = (
 
 # Why a form has no row, where it is not for its input.
 REASONS = {
+    "RCCA": "is a head around criss-cross attention",
     "CrissCross": "takes queries, keys and values of a map",
     "AxisAttention": "takes queries, keys and values of a map",
     "AxialImageTransformer": "is a whole model",
