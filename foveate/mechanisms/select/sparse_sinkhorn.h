@@ -148,7 +148,7 @@ assert out.shape == (2, 4, 48, 8))"};
       f("q", q, "[B,H,N,D] queries");
       f("k", k, "[B,H,N,D] keys");
       f("v", v, "[B,H,N,D] values");
-      f("key_mask", key_mask, "bool [B,N] True where a key takes part");
+      f("key_mask", key_mask, "bool [B,*] True where a key takes part; of all keys so far in a step");
       f("query_mask", query_mask, "bool [B,N] False where a query gets zeros");
       f("dropout_seed", dropout_seed, "int [] seed of the draw of dropout");
     }
