@@ -52,7 +52,8 @@ CASES = [
     Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 1, "mode": "sample", "head_adaptive": True}, name="heads", given=("noise",),
          make={"noise": _noise(2, 1)}, **DRAWN, gradcheck=SMALL),
     Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 1, "mode": "beam", "beams": 3}, gradcheck=SMALL),
-    Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 2}, name="given", given=("edges",), make={"edges": _predicted}, **DRAWN, gradcheck=SMALL),
+    Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 2}, name="given", given=("edges",), make={"edges": _predicted}, **DRAWN,
+         gradcheck=SMALL),
 ]  # fmt: skip
 
 PREDICTOR = {"Wi": "input", "Wh": "recurrent", "b": "bias", "start": "start", "Wn": "node", "dist": "distance", "head": "head"}

@@ -23,6 +23,8 @@ SIZES = {"B": 2, "H": 2, "N": 14, "M": 14, "D": 4}
 SELF = {"B": 2, "H": 3, "N": 14, "D": 4}
 HEADS = {"num_heads": 2, "head_dim": 4, "bucket_size": 4}
 CAUSAL = {**HEADS, "num_heads": 3}
+X = {"B": 2, "N": 14, "E": 8}
+LAYER = {"embed_dim": 8, "num_heads": 2, "bucket_size": 4}
 SMALL = {"B": 1, "N": 5, "M": 5}
 SEED: Any = {"dropout_seed": lambda s, g: torch.tensor(7)}
 MAKE: Any = {"gumbel": _gumbel, "key_mask": random_mask("M"), "query_mask": random_mask("N")} | SEED
@@ -48,6 +50,13 @@ CASES = [
     Case("sinkhorn_causal_attention", SELF, {**CAUSAL, "dropout": 0.2}, name="masked", given=("key_mask", "query_mask", "dropout_seed"),
          make=CAUSAL_MAKE, gradcheck=SMALL),
     Case("sinkhorn_causal_attention", SELF, {**CAUSAL, "bucket_size": 1}, name="tokens", causal=True, gradcheck=SMALL),
+    Case("sinkhorn_self_attention", X, {**LAYER, "n_local_attn_heads": 1, "n_top_buckets": 2}, given=("key_mask",), make=CAUSAL_MAKE, mask="key_mask",
+         hidden_is_zero=False, **TWO, gradcheck=SMALL),
+    Case("sinkhorn_self_attention", X, {**LAYER, "causal": True, "n_local_attn_heads": 1, "head_dim": 3}, causal=True, gradcheck=SMALL),
+    Case("sinkhorn_self_attention", {**X, "M": 11}, {**LAYER, "context_only": True, "n_sortcut": 2, "kv_bucket_size": 3, "dropout": 0.2},
+         name="dropped", given=("context", "context_mask", "dropout_keep"), make={"context_mask": random_mask("M")}, **TWO, gradcheck=SMALL),
+    Case("sinkhorn_self_attention", {**X, "N": 8}, {**LAYER, "sort_net": "simple", "max_buckets": 2, "non_permutative": False, "attn_dropout": 0.2},
+         given=("gumbel", "dropout_seed"), make={"gumbel": lambda s, g: _gumbel({**s, "M": s["N"], "H": 2}, g)} | SEED, **FIXED, gradcheck={"B": 1}),
 ]  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 #include <foveate/dropout.h>
+#include <foveate/heads.h>
 #include <foveate/init.h>
 #include <foveate/kv_cache.h>
 #include <foveate/sinkhorn_attention.h>
+#include <foveate/sparse_attention.h>
 #include <foveate/sparse_sinkhorn.h>
 
 namespace foveate {
@@ -111,7 +113,112 @@ std::pair<SinkhornOutputs, SinkhornCausalAttention::State> SinkhornCausalAttenti
   return {{.out = masked_rows(found.out, in.query_mask), .sort_matrix = found.S}, {.k = k, .v = v, .q_sum = found.q_sum, .bucket_q = found.bucket_q}};
 }
 
+namespace {
+
+/// The options of the heads that sort.
+SinkhornAttention::Options sorting_of(const SinkhornSelfAttention::Options& o) {
+  return {.num_heads = o.num_heads - o.n_local_attn_heads,
+          .head_dim = o.head_dim.value_or(o.embed_dim / o.num_heads),
+          .bucket_size = o.bucket_size,
+          .kv_bucket_size = o.kv_bucket_size,
+          .sort_net = o.sort_net,
+          .max_buckets = o.max_buckets,
+          .non_permutative = o.non_permutative,
+          .sinkhorn_iter = o.sinkhorn_iter,
+          .temperature = o.temperature,
+          .n_sortcut = o.n_sortcut,
+          .n_top_buckets = o.n_top_buckets,
+          .values_from_keys = o.values_from_keys,
+          .dropout = o.attn_dropout};
+}
+SinkhornCausalAttention::Options causal_sorting_of(const SinkhornSelfAttention::Options& o) {
+  return {.num_heads = o.num_heads - o.n_local_attn_heads,
+          .head_dim = o.head_dim.value_or(o.embed_dim / o.num_heads),
+          .bucket_size = o.bucket_size,
+          .sort_net = o.sort_net,
+          .max_buckets = o.max_buckets,
+          .temperature = o.temperature,
+          .n_top_buckets = o.n_top_buckets,
+          .dropout = o.attn_dropout};
+}
+
+}  // namespace
+
+void SinkhornSelfAttention::check(const Options& o) {
+  constexpr auto form_name = "sinkhorn_self_attention";
+  layers::check_heads(form_name, o.embed_dim, o.num_heads, o.head_dim);
+  TORCH_CHECK_VALUE(o.n_local_attn_heads >= 0 && o.n_local_attn_heads < o.num_heads, form_name,
+                    ": n_local_attn_heads must leave a head that sorts, got ", o.n_local_attn_heads, " of ", o.num_heads);
+  TORCH_CHECK_VALUE(!o.causal || !o.context_only, form_name, ": causal and context_only exclude each other");
+  TORCH_CHECK_VALUE(!o.causal || (o.n_sortcut == 0 && o.non_permutative), form_name, ": n_sortcut must be 0 and non_permutative True if causal");
+  TORCH_CHECK_VALUE(!o.causal || o.kv_bucket_size.value_or(o.bucket_size) == o.bucket_size, form_name,
+                    ": kv_bucket_size must be bucket_size if causal, got ", o.kv_bucket_size.value_or(0), " and ", o.bucket_size);
+  TORCH_CHECK_VALUE(!o.context_only || o.n_local_attn_heads == 0, form_name, ": n_local_attn_heads must be 0 for context_only, got ",
+                    o.n_local_attn_heads);
+  TORCH_CHECK_VALUE(!o.context_only || !o.head_dim || *o.head_dim * o.num_heads == o.embed_dim, form_name,
+                    ": head_dim must be E/H for context_only, got ", o.head_dim.value_or(0));
+  layers::check_dropout(form_name, "dropout", o.dropout);
+  SinkhornAttention::check(sorting_of(o));
+}
+
+SinkhornSelfAttention::Parameters SinkhornSelfAttention::init(const Options& o) {
+  const int64_t inner = o.head_dim.value_or(o.embed_dim / o.num_heads) * o.num_heads;
+  const auto projection = [&] { return layers::Linear::init(o.embed_dim, inner, false); };
+  Parameters p{.query = projection(), .key = {}, .value = {}, .out = layers::Linear::init(inner, o.embed_dim), .sorting = {}};
+  if (!o.context_only) {
+    p.key = projection();
+    p.value = projection();
+  }
+  p.sorting = o.causal ? SinkhornCausalAttention::init(causal_sorting_of(o)) : SinkhornAttention::init(sorting_of(o));
+  return p;
+}
+
+Tensor SinkhornSelfAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
+  constexpr auto form_name = "sinkhorn_self_attention";
+  TORCH_CHECK_VALUE(o.context_only == in.context.has_value(), form_name, ": context must be given with context_only, and only then");
+  TORCH_CHECK_VALUE(o.context_only || (p.key && p.value), form_name, ": key and value must be given without context_only");
+  const Tensor q = split_heads(p.query(in.x), o.num_heads);
+  const Tensor k = split_heads(o.context_only ? *in.context : (*p.key)(in.x), o.num_heads);
+  const Tensor v = o.context_only ? k : split_heads((*p.value)(in.x), o.num_heads);
+  const auto& key_mask = o.context_only ? in.context_mask : in.key_mask;
+  const layers::WeightDropout dropout(o.attn_dropout, in.dropout_seed, training, in.x);
+
+  const int64_t local = o.n_local_attn_heads, sorted = o.num_heads - local;
+  const auto of_sorting = [&](const Tensor& x) { return x.narrow(1, local, sorted); };
+  std::vector<Tensor> heads;
+  if (local > 0) {  // each bucket sees its own and those beside it
+    const auto of_local = [&](const Tensor& x) { return x.narrow(1, 0, local); };
+    const auto near = patterns::block_window(o.bucket_size, o.bucket_size, o.causal ? 0 : o.bucket_size);
+    const ops::Attention how{.key_mask = key_mask, .causal = o.causal, .query_mask = in.key_mask};
+    heads.push_back(ops::sparse_attention(of_local(q), of_local(k), of_local(v), near, dropout.with(how, 1)).out);
+  }
+  if (o.causal) {
+    heads.push_back(SinkhornCausalAttention::forward(causal_sorting_of(o), p.sorting,
+                                                     {.q = of_sorting(q),
+                                                      .k = of_sorting(k),
+                                                      .v = of_sorting(v),
+                                                      .key_mask = key_mask,
+                                                      .query_mask = in.key_mask,
+                                                      .dropout_seed = dropout.seed()},
+                                                     false)
+                        .out);
+  } else {
+    heads.push_back(SinkhornAttention::forward(sorting_of(o), p.sorting,
+                                               {.q = of_sorting(q),
+                                                .k = of_sorting(k),
+                                                .v = of_sorting(v),
+                                                .key_mask = key_mask,
+                                                .query_mask = in.key_mask,
+                                                .gumbel = in.gumbel,
+                                                .dropout_seed = dropout.seed()},
+                                               false)
+                        .out);
+  }
+  return layers::dropout(p.out(merge_heads(at::cat(heads, 1))), o.dropout, in.dropout_keep, training);
+}
+
 FOVEATE_MECHANISM(SinkhornAttention)
 FOVEATE_MECHANISM(SinkhornCausalAttention)
+FOVEATE_MECHANISM(SinkhornSelfAttention)
 
 }  // namespace foveate
