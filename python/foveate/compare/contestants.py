@@ -85,6 +85,14 @@ def _near(size: Size, most: int) -> int:
     return min(most, max(4, size.length // 8))
 
 
+def _improved(size: Size) -> dict[str, Any]:
+    return {"clusters": _near(size, 100), "topk": _near(size, 32)}
+
+
+def _sinkhorn(size: Size) -> dict[str, Any]:
+    return _heads(size) | {"bucket_size": _near(size, 64)}
+
+
 def _local(size: Size) -> dict[str, Any]:
     return {"block_length": _near(size, 64), "filter_width": _near(size, 64)}
 
@@ -149,6 +157,12 @@ ROWS: tuple[Row, ...] = (
     Row("DietAttention", "Diet (dilated with memory, layer 4, causal)", "qkv", "different", lambda size: {"layer": 4, "pattern": "dilated_mem"}),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
+    Row("ClusteredAttention", "Clustered (100 clusters)", "qkv", "approximate", lambda size: {"clusters": _near(size, 100)}),
+    Row("ImprovedClusteredAttention", "Improved clustered (100 clusters, 32 keys)", "qkv", "approximate", _improved),
+    Row("ScramAttention", "SCRAM (4 iterations)", "qkv", "approximate", lambda size: {"search_levels": math.ceil(math.log2(size.length))}),
+    Row("SinkhornAttention", "Sinkhorn (buckets of 64, 2 sorted)", "qkv", "approximate", lambda size: _sinkhorn(size) | {"n_top_buckets": 2}),
+    Row("SinkhornAttention", "Sinkhorn (mixture of buckets of 64)", "qkv", "different", lambda size: _sinkhorn(size) | {"non_permutative": False}),
+    Row("SinkhornAttention", "SortCut (2 buckets of 64)", "qkv", "approximate", lambda size: _sinkhorn(size) | {"n_sortcut": 2}),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
     Row("LinformerMultiheadAttention", "Linformer layer (rank 128)", "vectors", "different", lambda size: _layer(size) | _linformer(size, "linear")),
     Row("LongformerSelfAttention", "Longformer layer (window 128)", "vectors", "different", lambda size: _layer(size) | {"window": 128}),
@@ -181,6 +195,13 @@ ROWS: tuple[Row, ...] = (
     Row("TalkConvolution", "TaLK convolution (15 tokens each side)", "vectors", "different", lambda size: _talk(size, 15)),
     Row("ProductKeyMemory", "Product-key memory (128^2 slots)", "vectors", "different", lambda size: _memory(size, 128)),
     Row("JukeboxMultiheadAttention", "Jukebox layer (row)", "vectors", "different", lambda size: _layer(size) | _jukebox(size, "block")),
+    Row(
+        "SinkhornSelfAttention",
+        "Sinkhorn layer (buckets of 64)",
+        "vectors",
+        "different",
+        lambda size: _layer(size) | {"bucket_size": _near(size, 64)},
+    ),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
@@ -223,6 +244,10 @@ REASONS = {
     "KroneckerAttentionOperator": "is KroneckerAttention without weights",
     "SimplifiedNonLocalBlock": "is the global context block's step on the way",
     "BPTransformer": "is a whole model",
+    "ImprovedClusteredCausalAttention": "is improved clustered attention without the rest of the keys",
+    "SinkhornCausalAttention": "is Sinkhorn attention to earlier buckets",
+    "EdgeAttention": "takes a list of edges",
+    "SparseAdaptiveConnection": "names edges step by step, as a reward has trained it to",
     "PMA": "pools a sequence into a few vectors",
     "ImageTransformerGridAttention": "takes queries, keys and values of an image",
     "MemoryCompression": "shortens a memory",
