@@ -2,7 +2,7 @@
 #include "kernels/lattice.h"
 
 #include "kernels/capability.h"
-#include "kernels/vec.h"
+#include "kernels/row_sums.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
@@ -174,10 +174,6 @@ template <class scalar> void group(Lattice<scalar>& a, long begin, long end, Wor
   }
 }
 
-template <class scalar> inline void add(scalar factor, const scalar* __restrict__ x, scalar* __restrict__ to, long n) {
-  for (long i = 0; i < n; ++i) to[i] += factor * x[i];
-}
-
 /// Calls f(k, from, to) for the vertices [begin, end) of all groups, as vertices of each group.
 template <class scalar, class F> inline void each_group(const Lattice<scalar>& a, long begin, long end, const F& f) {
   for (long k = 0; k <= a.d; ++k) {
@@ -195,7 +191,7 @@ template <class scalar> void splat(const Lattice<scalar>& a, const scalar* sourc
       for (long i = 0; i < width; ++i) row[i] = 0;
       for (long i = start[v]; i < start[v + 1]; ++i) {
         const long p = order[i], sample = a.samples == 1 ? 0 : p / a.N;
-        add(factor * a.weights[k * P + p], source + place(a, p, a.c, a.values_apart), row + sample * a.c, a.c);
+        add_row(factor * a.weights[k * P + p], source + place(a, p, a.c, a.values_apart), row + sample * a.c, a.c);
       }
     }
   });
@@ -284,18 +280,8 @@ template <class scalar> void slice(const Lattice<scalar>& a, const scalar* rows,
     scalar* out = a.out + place(a, p, a.c, a.values_apart);
     for (long n = 0; n < a.c; ++n) out[n] = 0;
     if (hidden(a, p)) continue;
-    for (long k = 0; k <= a.d; ++k) add(factor * a.weights[k * a.points() + p], row_of(a, rows, k, p), out, a.c);
+    for (long k = 0; k <= a.d; ++k) add_row(factor * a.weights[k * a.points() + p], row_of(a, rows, k, p), out, a.c);
   }
-}
-
-template <class scalar> inline scalar dot(const scalar* x, const scalar* y, long n) {
-  constexpr long W = lanes<scalar>;
-  Vec<scalar> sums{};
-  long i = 0;
-  for (; i + W <= n; i += W) sums += vec(x + i) * vec(y + i);
-  scalar sum = total<scalar>(sums);
-  for (; i < n; ++i) sum += x[i] * y[i];
-  return sum;
 }
 
 template <class scalar> void backward(const Lattice<scalar>& a, const scalar* sums, const scalar* grads, scalar factor, long begin, long end) {
@@ -314,7 +300,7 @@ template <class scalar> void backward(const Lattice<scalar>& a, const scalar* su
     scalar d_w[lattice_most] = {};
     for (long k = 0; k <= d; ++k) {
       const scalar* grad = row_of(a, grads, k, p);
-      if (a.d_values) add(a.weights[k * a.points() + p], grad, a.d_values + at, a.c);
+      if (a.d_values) add_row(a.weights[k * a.points() + p], grad, a.d_values + at, a.c);
       if (d_f) d_w[k] = dot(grad, a.values + at, a.c) + factor * dot(row_of(a, sums, k, p), a.d_out + at, a.c);
     }
     if (!d_f) continue;

@@ -5,6 +5,7 @@
 #include "kernels/copy.h"
 #include "kernels/gemm.h"
 #include "kernels/room.h"
+#include "kernels/row_sums.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
@@ -114,10 +115,6 @@ template <class scalar> void choose(const ProductKeys<scalar>& a, long begin, lo
       }
     }
   }
-}
-
-template <class scalar> inline void add_row(scalar factor, const scalar* __restrict__ x, scalar* __restrict__ to, long n) {
-  for (long c = 0; c < n; ++c) to[c] += factor * x[c];
 }
 
 template <class scalar> void d_q(const ProductKeys<scalar>& a, long begin, long end) {

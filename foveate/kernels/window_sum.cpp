@@ -2,7 +2,7 @@
 #include "kernels/window_sum.h"
 
 #include "kernels/capability.h"
-#include "kernels/vec.h"
+#include "kernels/row_sums.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
@@ -162,16 +162,6 @@ template <class scalar> void forward(const WindowSum<scalar>& a, long begin, lon
 template <class scalar> void backward_x(const WindowSum<scalar>& a, long begin, long end, double* scratch) {
   if (sums_are_short(a)) backward_x_by(a, begin, end, reinterpret_cast<float*>(scratch));
   else backward_x_by(a, begin, end, scratch);
-}
-
-template <class scalar> scalar dot(const scalar* a, const scalar* b, long n) {
-  constexpr long wide = lanes<scalar>;
-  Vec<scalar> sums{};
-  long i = 0;
-  for (; i + wide <= n; i += wide) sums += vec(a + i) * vec(b + i);
-  scalar sum = total<scalar>(sums);
-  for (; i < n; ++i) sum += a[i] * b[i];
-  return sum;
 }
 
 /// The gradient of an end is what the token that it lies in adds.

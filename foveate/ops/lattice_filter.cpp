@@ -265,8 +265,8 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   const Tensor features = exact(given_features), values = exact(given_values), d_out = exact(call.gradients[0]);
   Wanted wanted(call);
   const bool wants_features = wanted(features), wants_values = wanted(values);
-  const Tensor d_features = wants_features ? at::empty(features.sizes(), alive.options) : Tensor();
-  const Tensor d_values = wants_values ? at::empty(values.sizes(), alive.options) : Tensor();
+  Tensor d_features = wants_features ? at::empty(features.sizes(), alive.options) : Tensor();
+  Tensor d_values = wants_values ? at::empty(values.sizes(), alive.options) : Tensor();
   each_table<scalar>(features, values, alive.bytes(mask), shared, [&](kernels::Lattice<scalar>& a, int64_t row) {
     a.d_out = d_out.const_data_ptr<scalar>() + row * a.c;
     if (wants_values) a.d_values = d_values.mutable_data_ptr<scalar>() + row * a.c;

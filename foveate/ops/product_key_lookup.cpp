@@ -78,14 +78,14 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   Wanted wanted(call);
   std::vector<Tensor> found;
   give(found, wanted(q), q, [&] {
-    const Tensor d_q = at::empty(q.sizes(), alive.options);
+    Tensor d_q = at::empty(q.sizes(), alive.options);
     a.d_q = d_q.mutable_data_ptr<scalar>();
     constexpr int64_t queries_a_thread = 32;
     at::parallel_for(0, a.T * a.H, queries_a_thread, [&](int64_t begin, int64_t end) { run.d_q(a, begin, end); });
     return d_q;
   });
   give(found, wanted(keys), keys, [&] {
-    const Tensor d_keys = at::zeros(keys.sizes(), alive.options);
+    Tensor d_keys = at::zeros(keys.sizes(), alive.options);
     a.d_keys = d_keys.mutable_data_ptr<scalar>();
     at::parallel_for(0, a.tables * a.ranges, 1, [&](int64_t begin, int64_t end) { run.d_keys(a, begin, end); });
     return d_keys;
@@ -222,7 +222,7 @@ template <class scalar> std::vector<Tensor> rows_backward(const Backward& call, 
                            : typed);
   }
   give(found, wanted(weights), weights, [&] {
-    const Tensor d_weights = at::empty({a.T, a.K}, alive.options);
+    Tensor d_weights = at::empty({a.T, a.K}, alive.options);
     a.d_weights = d_weights.mutable_data_ptr<scalar>();
     at::parallel_for(0, a.T, rows_a_thread, [&](int64_t begin, int64_t end) { run.d_weights(a, begin, end); });
     return d_weights;

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import foveate
+from tests.ops.test_merge_attention import on_capability, skip_unless_here
 
 PRIMITIVE, FORMULA = torch.ops.foveate._lattice_filter, torch.ops.foveate._lattice_filter_formula
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
@@ -163,3 +164,25 @@ def test_opcheck_and_vmap() -> None:
         got = torch.vmap(lambda *t, shared=shared: PRIMITIVE(*t, None, shared))(*stacked)
         for i in range(2):
             torch.testing.assert_close(got[i], PRIMITIVE(stacked[0][i], stacked[1][i], None, shared))
+
+
+ALL_CAPABILITIES = """
+import torch
+from tests.ops.test_lattice_filter import FORMULA, PRIMITIVE, TOLERANCE, points
+for dtype in TOLERANCE:
+    for d, c in ((1, 1), (3, 8), (6, 35)):
+        found = []
+        for operator in (PRIMITIVE, FORMULA):
+            leaves = [t.requires_grad_() for t in points(2, 1, 20, d, c, dtype)]
+            out = operator(*leaves, None, False)
+            found.append([out, *torch.autograd.grad(out.sum(), leaves)])
+        for a, b in zip(*found):
+            torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
+print(torch.backends.cpu.get_cpu_capability())
+"""
+
+
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2", "AVX512"])
+def test_every_instruction_set(capability: str) -> None:
+    skip_unless_here(capability)
+    assert on_capability(capability, ALL_CAPABILITIES) == capability

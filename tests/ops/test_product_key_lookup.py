@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
 
+from tests.ops.test_merge_attention import on_capability, skip_unless_here
+
 KEYS, KEYS_FORMULA = torch.ops.foveate._product_keys, torch.ops.foveate._product_keys_formula
 ROWS, ROWS_FORMULA = torch.ops.foveate._weighted_rows, torch.ops.foveate._weighted_rows_formula
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}
@@ -157,3 +159,25 @@ def test_opcheck_and_vmap() -> None:
         torch.testing.assert_close(scores[i], want[0])
         assert torch.equal(slots[i], want[1])
         torch.testing.assert_close(out[i], ROWS(values, weights if i == 0 else -weights, index, False))
+
+
+ALL_CAPABILITIES = """
+import torch
+from tests.ops.test_product_key_lookup import KEYS, KEYS_FORMULA, ROWS, ROWS_FORMULA, TOLERANCE, queries, row_gradients, rows
+for dtype in TOLERANCE:
+    for n, k in ((5, 5), (40, 7), (70, 33)):
+        for a, b in zip(KEYS(*queries(50, 2, 6, n, (2, 2), dtype), k), KEYS_FORMULA(*queries(50, 2, 6, n, (2, 2), dtype), k)):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        given = rows(9, k, n, k + 3, dtype)
+        torch.testing.assert_close(ROWS(*given, False), ROWS_FORMULA(*given, False), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        cotangent = torch.ones(9, k + 3, dtype=dtype)
+        for a, b in zip(row_gradients(ROWS, *given, cotangent), row_gradients(ROWS_FORMULA, *given, cotangent)):
+            torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+print(torch.backends.cpu.get_cpu_capability())
+"""
+
+
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2", "AVX512"])
+def test_every_instruction_set(capability: str) -> None:
+    skip_unless_here(capability)
+    assert on_capability(capability, ALL_CAPABILITIES) == capability

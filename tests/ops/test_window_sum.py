@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
 
+from tests.ops.test_merge_attention import on_capability, skip_unless_here
+
 PRIMITIVE, FORMULA = torch.ops.foveate._window_sum, torch.ops.foveate._window_sum_formula
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -155,3 +157,23 @@ def test_opcheck_and_vmap() -> None:
     got = torch.vmap(lambda *t: PRIMITIVE(*t, 0.7))(*stacked)
     for i in range(2):
         torch.testing.assert_close(got[i], PRIMITIVE(*(t[i] for t in stacked), 0.7))
+
+
+ALL_CAPABILITIES = """
+import torch
+from tests.ops.test_window_sum import FORMULA, PRIMITIVE, TOLERANCE, gradients, windows
+for dtype in TOLERANCE:
+    for R in (1, 5, 8, 33):
+        given = windows(2, 37, 30, 2 * R, 2, dtype)
+        torch.testing.assert_close(PRIMITIVE(*given, 0.7), FORMULA(*given, 0.7), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        cotangent = torch.ones(2, 30, 2 * R, dtype=dtype)
+        for a, b in zip(gradients(PRIMITIVE, given, cotangent), gradients(FORMULA, given, cotangent)):
+            torch.testing.assert_close(a, b, rtol=10 * TOLERANCE[dtype], atol=100 * TOLERANCE[dtype])
+print(torch.backends.cpu.get_cpu_capability())
+"""
+
+
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2", "AVX512"])
+def test_every_instruction_set(capability: str) -> None:
+    skip_unless_here(capability)
+    assert on_capability(capability, ALL_CAPABILITIES) == capability

@@ -57,13 +57,13 @@ Tensor points(const Tensor& map, int64_t splits) { return map.flatten(2).unflatt
 }  // namespace
 
 void Block::check(const Options& o) {
-  constexpr auto form = "permutohedral_attention";
-  TORCH_CHECK_VALUE(o.in_features > 0, form, ": in_features must be positive, got ", o.in_features);
-  TORCH_CHECK_VALUE(filter_features(o) > 0 && filter_features(o) <= ops::lattice_widest, form, ": filter_features must lie between 1 and ",
+  constexpr auto name = "permutohedral_attention";
+  TORCH_CHECK_VALUE(o.in_features > 0, name, ": in_features must be positive, got ", o.in_features);
+  TORCH_CHECK_VALUE(filter_features(o) > 0 && filter_features(o) <= ops::lattice_widest, name, ": filter_features must lie between 1 and ",
                     ops::lattice_widest, ", got ", filter_features(o));
-  TORCH_CHECK_VALUE(out_features(o) > 0, form, ": out_features must be positive, got ", out_features(o));
-  TORCH_CHECK_VALUE(o.n_split > 0, form, ": n_split must be positive, got ", o.n_split);
-  TORCH_CHECK_VALUE(o.dimension >= 1 && o.dimension <= 3, form, ": dimension must be 1, 2 or 3, got ", o.dimension);
+  TORCH_CHECK_VALUE(out_features(o) > 0, name, ": out_features must be positive, got ", out_features(o));
+  TORCH_CHECK_VALUE(o.n_split > 0, name, ": n_split must be positive, got ", o.n_split);
+  TORCH_CHECK_VALUE(o.dimension >= 1 && o.dimension <= 3, name, ": dimension must be 1, 2 or 3, got ", o.dimension);
 }
 
 Block::Parameters Block::init(const Options& o) {

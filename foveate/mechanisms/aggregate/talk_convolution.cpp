@@ -30,7 +30,7 @@ Tensor sum_windows(const WindowSum::Options& o, const Tensor& x, const Tensor& o
   const Tensor left = offset_left.to(type) * o.max_left;
   const auto right = offset_right ? optional(offset_right->to(type) * R) : std::nullopt;
   const double scale = o.divisor == WindowDivisor::maximum ? 1 / static_cast<double>(o.max_left + R + 1) : 1;
-  const Tensor sums = ops::window_sum(x, left, right, scale);
+  Tensor sums = ops::window_sum(x, left, right, scale);
   if (o.divisor != WindowDivisor::length) return sums;
   const Size N = extent(x, 1), Q = extent(left, 1);
   const Tensor query = at::arange(Q, left.options()).unsqueeze(1);  // [Q,1]
@@ -170,15 +170,15 @@ template <class Convolve> Tensor around(const Layer::Options& o, const Layer::Pa
 }  // namespace
 
 void Layer::check(const Options& o) {
-  constexpr auto form = "talk_convolution_layer";
-  check_convolution(form, o, o.conv_dim.value_or(o.embed_dim));
-  TORCH_CHECK_VALUE(o.ffn_dim > 0, form, ": ffn_dim must be positive, got ", o.ffn_dim);
-  TORCH_CHECK_VALUE(o.context_dim.value_or(1) > 0, form, ": context_dim must be positive, got ", *o.context_dim);
-  if (o.encoder_attention) layers::check_heads(form, o.embed_dim, o.attention_heads.value_or(o.num_heads));
-  layers::check_dropout(form, "input_dropout", o.input_dropout);
-  layers::check_dropout(form, "dropout", o.dropout);
-  layers::check_dropout(form, "activation_dropout", o.activation_dropout);
-  layers::check_dropout(form, "attention_dropout", o.attention_dropout);
+  constexpr auto name = "talk_convolution_layer";
+  check_convolution(name, o, o.conv_dim.value_or(o.embed_dim));
+  TORCH_CHECK_VALUE(o.ffn_dim > 0, name, ": ffn_dim must be positive, got ", o.ffn_dim);
+  TORCH_CHECK_VALUE(o.context_dim.value_or(1) > 0, name, ": context_dim must be positive, got ", *o.context_dim);
+  if (o.encoder_attention) layers::check_heads(name, o.embed_dim, o.attention_heads.value_or(o.num_heads));
+  layers::check_dropout(name, "input_dropout", o.input_dropout);
+  layers::check_dropout(name, "dropout", o.dropout);
+  layers::check_dropout(name, "activation_dropout", o.activation_dropout);
+  layers::check_dropout(name, "attention_dropout", o.attention_dropout);
 }
 
 Layer::Parameters Layer::init(const Options& o) {

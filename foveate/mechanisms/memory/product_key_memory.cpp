@@ -154,24 +154,24 @@ int64_t slots_of(const ProductKeyMemory::Options& o) { return o.flat ? o.n_keys 
 }  // namespace
 
 void ProductKeyMemory::check(const Options& o) {
-  constexpr auto form = "product_key_memory";
-  check_lookup(form, lookup_options(o));
-  const auto positive = [&](const char* name, int64_t value) { TORCH_CHECK_VALUE(value > 0, form, ": ", name, " must be positive, got ", value); };
+  constexpr auto who = "product_key_memory";
+  check_lookup(who, lookup_options(o));
+  const auto positive = [&](const char* name, int64_t value) { TORCH_CHECK_VALUE(value > 0, who, ": ", name, " must be positive, got ", value); };
   positive("input_dim", o.input_dim);
   positive("output_dim", o.output_dim.value_or(1));
   positive("heads", o.heads);
   positive("n_keys", o.n_keys);
   for (const int64_t width : o.query_hidden) positive("query_hidden", width);
-  TORCH_CHECK_VALUE(o.key_dim > 0 && o.key_dim % 2 == 0, form, ": key_dim must be even, got ", o.key_dim);
-  TORCH_CHECK_VALUE(o.topk <= o.n_keys, form, ": topk must not be more than n_keys, ", o.n_keys, ", got ", o.topk);
-  TORCH_CHECK_VALUE(!o.query_identity || o.input_dim == o.key_dim, form, ": query_identity needs input_dim equal to key_dim, ", o.key_dim, ", got ",
+  TORCH_CHECK_VALUE(o.key_dim > 0 && o.key_dim % 2 == 0, who, ": key_dim must be even, got ", o.key_dim);
+  TORCH_CHECK_VALUE(o.topk <= o.n_keys, who, ": topk must not be more than n_keys, ", o.n_keys, ", got ", o.topk);
+  TORCH_CHECK_VALUE(!o.query_identity || o.input_dim == o.key_dim, who, ": query_identity needs input_dim equal to key_dim, ", o.key_dim, ", got ",
                     o.input_dim);
-  TORCH_CHECK_VALUE(!o.query_identity || o.different_keys || o.heads == 1, form, ": query_identity needs different_keys, or all heads read alike");
-  TORCH_CHECK_VALUE(!o.query_identity || (!o.multi_query_net && o.query_hidden.empty()), form,
+  TORCH_CHECK_VALUE(!o.query_identity || o.different_keys || o.heads == 1, who, ": query_identity needs different_keys, or all heads read alike");
+  TORCH_CHECK_VALUE(!o.query_identity || (!o.multi_query_net && o.query_hidden.empty()), who,
                     ": multi_query_net and query_hidden are for a query network, query_identity has none");
-  layers::check_dropout(form, "input_dropout", o.input_dropout);
-  layers::check_dropout(form, "query_dropout", o.query_dropout);
-  layers::check_dropout(form, "value_dropout", o.value_dropout);
+  layers::check_dropout(who, "input_dropout", o.input_dropout);
+  layers::check_dropout(who, "query_dropout", o.query_dropout);
+  layers::check_dropout(who, "value_dropout", o.value_dropout);
 }
 
 ProductKeyMemory::Parameters ProductKeyMemory::shape(const Options& o) {
@@ -239,6 +239,10 @@ ProductKeyMemory::Outputs ProductKeyMemory::forward(const Options& o, const Para
   const Read read = read_memory(options, q, keys, p.values, o.shuffle_indices ? p.drawn.permutations : std::nullopt);
   const Tensor out = layers::dropout(read.rows.unflatten_symint(0, {extent(in.x, 0), extent(in.x, 1)}), o.value_dropout, in.value_keep, training);
   return by_token(read, counted(out, in.query_mask), in.x);
+}
+
+std::pair<ProductKeyMemory::Outputs, None> ProductKeyMemory::step(const Options& o, const Parameters& p, const Inputs& in, State&&, bool training) {
+  return {forward(o, p, in, training), {}};
 }
 
 FOVEATE_MECHANISM(ProductKeyMemory)
@@ -358,6 +362,10 @@ PKM::Outputs PKM::forward(const Options& o, const Parameters& p, const Inputs& i
   out = layers::dropout(out.unflatten_symint(0, {B, N}), o.value_dropout, in.value_keep, training);
   if (o.norm_output) out = (*p.output_norm)(out);
   return by_token({.rows = {}, .indices = slots, .weights = w}, counted(out, in.query_mask), in.x);
+}
+
+std::pair<PKM::Outputs, None> PKM::step(const Options& o, const Parameters& p, const Inputs& in, State&&, bool training) {
+  return {forward(o, p, in, training), {}};
 }
 
 FOVEATE_MECHANISM(PKM)

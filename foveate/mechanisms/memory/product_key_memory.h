@@ -185,10 +185,12 @@ assert out.shape == (2, 10, 32) and 0 < usage.used <= 1)"};
     }
   };
   using Outputs = ProductKeyLookup::Outputs;
+  using State = None;  ///< each token by itself
   static void check(const Options&);
   static Parameters shape(const Options&);
   static Parameters init(const Options&);
   static Outputs forward(const Options&, const Parameters&, const Inputs&, bool training);
+  static std::pair<Outputs, State> step(const Options&, const Parameters&, const Inputs&, State&&, bool training);
 };
 
 /// The layer of the package product-key-memory: queries normalised one by one, so that no token looks at another in training either.
@@ -270,9 +272,11 @@ assert out.shape == (2, 10, 32) and indices.max() < 16 * 16)"};
     }
   };
   using Outputs = ProductKeyLookup::Outputs;
+  using State = None;  ///< each token by itself
   static void check(const Options&);
   static Parameters init(const Options&);
   static Outputs forward(const Options&, const Parameters&, const Inputs&, bool training);
+  static std::pair<Outputs, State> step(const Options&, const Parameters&, const Inputs&, State&&, bool training);
 };
 
 /// How evenly the slots of a memory are read.
