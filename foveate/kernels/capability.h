@@ -9,6 +9,7 @@ namespace foveate::kernels {
 struct MergeAttention;
 template <class scalar> struct Softmax;
 template <class scalar> struct Linear;
+template <class scalar> struct Cluster;
 
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
 template <class scalar> struct SoftmaxEngine {
@@ -30,6 +31,13 @@ template <class scalar> struct LinearEngine {
   long vector;  ///< widths are padded to a multiple of this
 };
 
+template <class scalar> struct ClusterEngine {
+  void (*forward)(const Cluster<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: clusters of every (b, h)
+  void (*backward)(const Cluster<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: every (b, h)
+  long (*forward_room)(const Cluster<scalar>&);                                     ///< numbers of scratch
+  long (*backward_room)(const Cluster<scalar>&);
+};
+
 struct Kernels {
   void (*merge_attention_float)(const MergeAttention&, long begin, long end);
   void (*merge_attention_double)(const MergeAttention&, long begin, long end);
@@ -37,6 +45,8 @@ struct Kernels {
   const SoftmaxEngine<double>* softmax_double;
   const LinearEngine<float>* linear_float;
   const LinearEngine<double>* linear_double;
+  const ClusterEngine<float>* cluster_float;
+  const ClusterEngine<double>* cluster_double;
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
@@ -47,6 +57,8 @@ struct Kernels {
   extern const SoftmaxEngine<double> softmax_double;                        \
   extern const LinearEngine<float> linear_float;                            \
   extern const LinearEngine<double> linear_double;                          \
+  extern const ClusterEngine<float> cluster_float;                          \
+  extern const ClusterEngine<double> cluster_double;                        \
   extern const Kernels table;                                               \
   }
 FOVEATE_CAPABILITY(DEFAULT)

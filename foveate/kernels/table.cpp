@@ -8,6 +8,8 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .softmax_float = &softmax_float,
                     .softmax_double = &softmax_double,
                     .linear_float = &linear_float,
-                    .linear_double = &linear_double};
+                    .linear_double = &linear_double,
+                    .cluster_float = &cluster_float,
+                    .cluster_double = &cluster_double};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY
