@@ -214,6 +214,8 @@ def test_the_shortest_input_works(case: Case) -> None:
 
 @EVERY_CASE
 def test_an_empty_batch_gives_an_empty_batch(case: Case) -> None:
+    if "B" not in case.sizes:
+        return  # what is asked of a whole batch at once
     out = first(case.layer()(**case.inputs({"B": 0})))
     assert out.shape[0] == 0
 

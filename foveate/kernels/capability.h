@@ -12,6 +12,7 @@ template <class scalar> struct Linear;
 template <class scalar> struct WindowSumEngine;
 template <class scalar> struct ProductKeysEngine;
 template <class scalar> struct LatticeEngine;
+template <class scalar> struct Cluster;
 
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
 template <class scalar> struct SoftmaxEngine {
@@ -33,6 +34,13 @@ template <class scalar> struct LinearEngine {
   long vector;  ///< widths are padded to a multiple of this
 };
 
+template <class scalar> struct ClusterEngine {
+  void (*forward)(const Cluster<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: clusters of every (b, h)
+  void (*backward)(const Cluster<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: every (b, h)
+  long (*forward_room)(const Cluster<scalar>&);                                     ///< numbers of scratch
+  long (*backward_room)(const Cluster<scalar>&);
+};
+
 struct Kernels {
   void (*merge_attention_float)(const MergeAttention&, long begin, long end);
   void (*merge_attention_double)(const MergeAttention&, long begin, long end);
@@ -46,6 +54,8 @@ struct Kernels {
   const ProductKeysEngine<double>* product_keys_double;
   const LatticeEngine<float>* lattice_float;
   const LatticeEngine<double>* lattice_double;
+  const ClusterEngine<float>* cluster_float;
+  const ClusterEngine<double>* cluster_double;
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
@@ -62,6 +72,8 @@ struct Kernels {
   extern const ProductKeysEngine<double> product_keys_double;               \
   extern const LatticeEngine<float> lattice_float;                          \
   extern const LatticeEngine<double> lattice_double;                        \
+  extern const ClusterEngine<float> cluster_float;                          \
+  extern const ClusterEngine<double> cluster_double;                        \
   extern const Kernels table;                                               \
   }
 FOVEATE_CAPABILITY(DEFAULT)

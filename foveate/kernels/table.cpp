@@ -14,6 +14,8 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .product_keys_float = &product_keys_float,
                     .product_keys_double = &product_keys_double,
                     .lattice_float = &lattice_float,
-                    .lattice_double = &lattice_double};
+                    .lattice_double = &lattice_double,
+                    .cluster_float = &cluster_float,
+                    .cluster_double = &cluster_double};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY

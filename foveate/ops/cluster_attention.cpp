@@ -1,7 +1,9 @@
 #include <foveate/cluster_attention.h>
 
-#include <foveate/attention_formula.h>
+#include "kernels/cluster.h"
+
 #include <foveate/op.h>
+#include <foveate/prepared.h>
 
 #include <limits>
 
@@ -92,11 +94,15 @@ Tensor count_meetings(const Tensor& meetings, const Tensor& tq, const Tensor& tk
   return count;
 }
 
+void check_clusters(const Tensor& tq, const Tensor& tk) {
+  TORCH_CHECK_VALUE(tq.size(2) == tk.size(2), "cluster_attention: q_size and k_size must cut queries and keys into equally many clusters, got ",
+                    tq.size(2), " of queries and ", tk.size(2), " of keys");
+}
+
 OutAndLse cluster_attention_formula(const Arguments& c) {
   const auto type = accumulation_type(c.q.scalar_type());
   const Tensor tq = in_clusters(c.q_index, c.q, c.q_size), own = in_clusters(c.k_index, c.k, c.k_size);  // [B,H,C,w], [B,H,C,wk]
-  TORCH_CHECK_VALUE(tq.size(2) == own.size(2), "cluster_attention: q_size and k_size must cut queries and keys into equally many clusters, got ",
-                    tq.size(2), " of queries and ", own.size(2), " of keys");
+  check_clusters(tq, own);
   const Tensor tk = around(c, own, -1);  // [B,H,C,W]
   const Tensor k = around(c, rows_at(c.k, own).to(type), 0), v = around(c, rows_at(c.v, own).to(type), 0);
   const Tensor row = tq.unsqueeze(4), column = tk.unsqueeze(3);
@@ -131,13 +137,130 @@ OutAndLse cluster_attention_meta(const Arguments& c) {
           c.q.new_empty_symint({extent(c.q, 0), extent(c.q, 1), places}, c.q.options().dtype(accumulation_type(c.q.scalar_type())))};
 }
 
+// --- on the CPU --------------------------------------------------------------------------------------------------------------
+
+template <class scalar> const kernels::ClusterEngine<scalar>& engine() {
+  if constexpr (std::is_same_v<scalar, double>) return *cpu_kernels().cluster_double;
+  else return *cpu_kernels().cluster_float;
+}
+
+/// The tensors of a call as the engine wants them, and its arguments, which point into them.
+template <class scalar> struct Prepared : Alive {
+  const kernels::ClusterEngine<scalar>& run = engine<scalar>();
+  kernels::Cluster<scalar> a{};
+
+  explicit Prepared(const Arguments& c) : Alive(c.q) {
+    const Tensor tq = in_clusters(c.q_index, c.q, c.q_size), tk = in_clusters(c.k_index, c.k, c.k_size);
+    check_clusters(tq, tk);
+    a.B = c.q.size(0);
+    a.H = c.q.size(1);
+    a.N = c.q.size(2);
+    a.M = c.k.size(2);
+    a.D = c.q.size(3);
+    a.Dv = c.v.size(3);
+    a.clusters = tq.size(2);
+    a.q_size = tq.size(3);
+    a.k_size = tk.size(3);
+    a.places = c.q_index ? c.q_index->size(2) : a.N;
+    a.before = c.before;
+    a.after = c.after;
+    a.circular = c.circular;
+    a.q = in_line("q_index", c.q, tq);
+    a.k = in_line("k_index", c.k, tk);
+    a.v = in_line("k_index", c.v, tk);
+    a.key_mask = bytes(c.key_mask);
+    a.query_mask = bytes(c.query_mask);
+    a.causal_keys = c.causal_keys == 0 ? 0 : c.causal_keys.expect_int();
+    a.has_self = c.self_score.has_value();
+    a.self_seen = c.self_seen;
+    a.self_score = static_cast<scalar>(c.self_score.value_or(0));
+    if (c.label) a.label = whole(in_clusters(c.label, c.q, c.q_size));
+    if (c.meetings) meet(*c.meetings);
+    a.scale = static_cast<scalar>(c.scale);
+    if (c.dropout_seed) {
+      a.drawn = true;
+      a.seed = static_cast<unsigned>(c.dropout_seed->item<int64_t>());
+      a.threshold = static_cast<unsigned>(c.dropout * 4294967296.0);
+    }
+    a.kept_share = static_cast<scalar>(1 / (1 - c.dropout));
+  }
+
+ private:
+  const long* whole(const Tensor& t) { return kept(t.contiguous()).template const_data_ptr<int64_t>(); }
+
+  kernels::Rows in_line(const char* name, const Tensor& t, const Tensor& tokens) {
+    kernels::Rows found = kept_rows(t);
+    const auto largest = tokens.numel() > 0 ? tokens.max().item<int64_t>() : -1;
+    TORCH_CHECK_INDEX(largest < t.size(2), "cluster_attention: ", name, " must name tokens below ", t.size(2), ", or -1, got ", largest);
+    found.index = whole(tokens);
+    found.index_head = tokens.size(2) * tokens.size(3);
+    found.index_batch = a.H * found.index_head;
+    return found;
+  }
+
+  void meet(const Tensor& meetings) {
+    a.rounds = meetings.size(3);
+    a.here = whole(meetings);
+    a.behind = a.here + meetings[0].numel();
+    a.log_meetings = numbers<scalar>((at::arange(2 * a.rounds + 1, options.dtype(at::kDouble)) + 1e-9).log());
+  }
+};
+
+bool is_empty(const Arguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0 || (c.q_index && c.q_index->numel() == 0); }
+
+template <class scalar> OutAndLse forward(const Arguments& c) {
+  Prepared<scalar> p(c);
+  auto& a = p.a;
+  Tensor out = at::empty({a.B, a.H, a.places, a.Dv}, p.options), lse = at::empty({a.B, a.H, a.places}, p.options);
+  a.out = out.mutable_data_ptr<scalar>();
+  a.lse = lse.mutable_data_ptr<scalar>();
+  p.template in_parallel<scalar>(a, 0, a.B * a.H * a.clusters, p.run.forward_room(a), p.run.forward);
+  return {out.to(c.q.scalar_type()), lse};
+}
+
+template <class scalar> std::vector<Tensor> backward(const Backward& call, const Arguments& c) {
+  Prepared<scalar> p(c);
+  auto& a = p.a;
+  const Tensor out = call.results[0].to(p.options.dtype()).contiguous(), lse = call.results[1].contiguous();
+  const Tensor d_lse = call.gradients[1].defined() ? call.gradients[1].contiguous() : Tensor();
+  a.out = const_cast<scalar*>(out.const_data_ptr<scalar>());  // NOLINT: read only in the backward
+  a.lse = const_cast<scalar*>(lse.const_data_ptr<scalar>());  // NOLINT
+  a.d_out = p.kept_rows(call.gradients[0].defined() ? call.gradients[0] : at::zeros_like(out));
+  a.d_lse = d_lse.defined() ? d_lse.const_data_ptr<scalar>() : nullptr;
+  Tensor d_q = at::zeros(c.q.sizes(), p.options), d_k = at::zeros(c.k.sizes(), p.options), d_v = at::zeros(c.v.sizes(), p.options);
+  a.d_q = d_q.mutable_data_ptr<scalar>();
+  a.d_k = d_k.mutable_data_ptr<scalar>();
+  a.d_v = d_v.mutable_data_ptr<scalar>();
+  p.template in_parallel<scalar>(a, 0, a.B * a.H, p.run.backward_room(a), p.run.backward);
+  std::vector<Tensor> found;
+  Wanted wanted(call);
+  give(found, wanted(c.q), c.q, [&] { return d_q; });
+  give(found, wanted(c.k), c.k, [&] { return d_k; });
+  give(found, wanted(c.v), c.v, [&] { return d_v; });
+  return found;
+}
+
+OutAndLse cluster_attention_cpu(const Arguments& c) {
+  if (is_empty(c)) return cluster_attention_formula(c);
+  return c.q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
+}
+
+Gradients cluster_attention_backward_cpu(const Backward& call, const Arguments& c) {
+  if (is_empty(c)) return std::nullopt;
+  return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
+}
+
 }  // namespace
 
 FOVEATE_OP(cluster_attention, schema_of<Arguments>("_cluster_attention") + " -> (Tensor out, Tensor lse)",
-           {.formula = structured<&cluster_attention_formula>(), .meta = structured<&cluster_attention_meta>()})
+           {.formula = structured<&cluster_attention_formula>(),
+            .meta = structured<&cluster_attention_meta>(),
+            .cpu = structured<&cluster_attention_cpu>(),
+            .cpu_backward = &cluster_attention_backward_cpu})
 
 Attended cluster_attention(const Tensor& q, const Tensor& k, const Tensor& v, const ClusterAttention& o) {
   check_qkv("cluster_attention", q, k, v);
+  TORCH_CHECK_VALUE(extent(q, 1) == extent(k, 1), "cluster_attention: k must have as many heads as q, got ", extent(k, 1), " and ", extent(q, 1));
   TORCH_CHECK_VALUE(o.q_size >= 0 && o.k_size >= 0 && o.before >= 0 && o.after >= 0,
                     "cluster_attention: q_size, k_size, before, after must not be negative, got ", o.q_size, ", ", o.k_size, ", ", o.before, ", ",
                     o.after);

@@ -16,17 +16,17 @@ struct ClusterAttention {
   optional<Tensor> q_index = {}, k_index = {};  ///< int [B,H,P], [B,H,Pk]; default: tokens as they come
   int64_t q_size = 0, k_size = 0;               ///< places of a cluster; 0: all in one. The last cluster may be short
   int64_t before = 0, after = 0;
-  bool circular = false;              ///< the first cluster follows the last one, which may be met twice; else there is none beyond the ends
-  optional<Tensor> key_mask = {};     ///< bool [B,M], True where a key takes part
-  optional<Tensor> query_mask = {};   ///< bool [B,N], False where a query sees nothing (but itself)
-  bool causal = false;                ///< hides u > t
-  optional<Size> causal_keys = {};    ///< of the first so many keys only
-  optional<double> self_score = {};   ///< the score of u = t
-  bool self_seen = true;              ///< a token that has a self_score is seen by itself whatever the masks say
-  optional<Tensor> label = {};        ///< int [B,H,P], of lines of equally many places: only keys of its own label are seen by a query
-  optional<Tensor> meetings = {};     ///< int [2,B,H,R,N]: log(n + 1e-9) is subtracted, n = sum_r [a_rt = a_ru] + [a_rt = b_ru]
-  optional<double> scale = {};        ///< default 1/sqrt(D)
-  optional<Tensor> dropout_seed = {}; ///< int []: the draw depends on it and on the places alone
+  bool circular = false;               ///< the first cluster follows the last one, which may be met twice; else there is none beyond the ends
+  optional<Tensor> key_mask = {};      ///< bool [B,M], True where a key takes part
+  optional<Tensor> query_mask = {};    ///< bool [B,N], False where a query sees nothing (but itself)
+  bool causal = false;                 ///< hides u > t
+  optional<Size> causal_keys = {};     ///< of the first so many keys only
+  optional<double> self_score = {};    ///< the score of u = t
+  bool self_seen = true;               ///< a token that has a self_score is seen by itself whatever the masks say
+  optional<Tensor> label = {};         ///< int [B,H,P], of lines of equally many places: only keys of its own label are seen by a query
+  optional<Tensor> meetings = {};      ///< int [2,B,H,R,N]: log(n + 1e-9) is subtracted, n = sum_r [a_rt = a_ru] + [a_rt = b_ru]
+  optional<double> scale = {};         ///< default 1/sqrt(D)
+  optional<Tensor> dropout_seed = {};  ///< int []: the draw depends on it and on the places alone
   double dropout = 0;
 };
 

@@ -129,11 +129,10 @@ void RoutingCentroids::check(const Options& o) {
 }
 
 Tensor RoutingCentroids::forward(const Options& o, const Parameters&, const Inputs& in) {
-  const Tensor x = in.x.detach();
-  const Tensor line = x.transpose(0, 1).flatten(1, 2);  // [H,B N,D]
-  const Tensor perm = in.perm ? *in.perm : at::argsort(at::rand_symint({extent(line, 1)}, x.options().dtype(at::kFloat)));
-  Tensor means = line.index_select(1, perm.narrow(0, 0, o.num_clusters));
-  for (int64_t round = 0; round < o.iterations; ++round) means = moved(x, nearest(x, means), means);
+  const Tensor perm = in.perm ? *in.perm : at::argsort(at::rand_symint({extent(in.x, 1)}, in.x.options().dtype(at::kFloat)));
+  Tensor means = in.x.index_select(1, perm.narrow(0, 0, o.num_clusters));
+  const Tensor x = in.x.unsqueeze(0);  // one batch
+  for (int64_t round = 0; round < o.iterations; ++round) means = moved(x, nearest(x, means.detach()), means);
   return means;
 }
 

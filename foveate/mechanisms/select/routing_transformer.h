@@ -77,7 +77,8 @@ struct FOVEATE_API RoutingCentroids {
   static constexpr Form form{.card = &routing_transformer,
                              .summary = "centroids for a first batch: random tokens, then rounds of k-means",
                              .returns = "[H,*,D] centroids",
-                             .example = R"(x = torch.randn(2, 4, 32, 8)
+                             .example = R"(q = torch.randn(2, 4, 32, 8)
+x = q.transpose(0, 1).flatten(1, 2)  # [4,64,8]
 means = foveate.routing_centroids(x, num_clusters=4)
 assert means.shape == (4, 4, 8))"};
   struct Options {
@@ -92,8 +93,8 @@ assert means.shape == (4, 4, 8))"};
     Tensor x;
     optional<Tensor> perm;
     void fields(auto&& f) {
-      f("x", x, "[B,H,N,D] queries, or queries and keys in line");
-      f("perm", perm, "int [*] an order of the B N tokens, of which the first C start; drawn if absent");
+      f("x", x, "[H,N,D] queries of a whole batch in line, or queries and keys");
+      f("perm", perm, "int [N] an order of the tokens, of which the first C start; drawn if absent");
     }
   };
   using Parameters = None;
