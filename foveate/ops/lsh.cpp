@@ -35,10 +35,10 @@ Tensor rotations_for(const Tensor& x, const optional<Tensor>& given, const optio
 }
 
 Tensor lsh_buckets_formula(const Tensor& x_given, const optional<Tensor>& rotations, const optional<Tensor>& seed, const optional<Tensor>& mask,
-                           std::vector<int64_t> factors, int64_t rounds, int64_t chunk, int64_t rule, optional<int64_t> longest, bool per_head,
-                           bool rehash) {
+                           const std::vector<int64_t>& given_factors, int64_t rounds, int64_t chunk, int64_t rule, optional<int64_t> longest,
+                           bool per_head, bool rehash) {
   const Tensor x = x_given.detach().to(accumulation_type(x_given.scalar_type()));
-  if (factors.empty()) factors = factors_for(x.size(2), chunk, rule, longest);
+  const std::vector<int64_t> factors = given_factors.empty() ? factors_for(x.size(2), chunk, rule, longest) : given_factors;
   const int64_t columns = std::accumulate(factors.begin(), factors.end(), int64_t{0}) / 2;
   const Tensor w = rotations_for(x, rotations, seed, per_head, rehash ? rounds : 1, columns);
   const auto both = [](const Tensor& p) { return at::cat({p, p.neg()}, -1); };

@@ -9,7 +9,6 @@ from tests.contract import Case, Maker, call, published
 
 QKV = {"B": 2, "H": 2, "N": 16, "D": 4, "Dv": 3}
 X = {"B": 2, "N": 16, "E": 8}
-CHUNKS: Any = {"length": (), "lengths_fixed": "chunks must divide the length"}
 RMS = {"variant": "rmsnorm", "bucket_size": 4, "n_buckets": [2, 2], "n_hashes": 2}
 LAYER = {"embed_dim": 8, "num_heads": 2, "bucket_size": 4, "n_hashes": 2, "n_buckets": [4]}
 HF = {"embed_dim": 8, "num_heads": 2, "head_dim": 3, "chunk_length": 4}
@@ -26,24 +25,25 @@ def _drawn(*sizes: int) -> Any:
 
 CASES = [
     Case("lsh_attention", QKV, {"bucket_size": 4, "n_buckets": [4], "n_hashes": 2}, given=("rotations", "mask"), make=_drawn(1, 4, 2, 2),
-         gradcheck=SHORT, **CHUNKS),
+         gradcheck=SHORT),
     Case("lsh_attention", QKV, {"bucket_size": 2, "n_buckets": [4], "n_hashes": 3, "causal": True, "allow_duplicate_attention": False},
          given=("rotations",), make={"rotations": lambda s, g: torch.randn(s["B"] * s["H"], 4, 3, 2, generator=g, dtype=torch.float64)},
-         gradcheck=SHORT, **CHUNKS),
+         gradcheck=SHORT),
     Case("lsh_attention", QKV, {"bucket_size": 4, "n_buckets": [4], "n_hashes": 2, "attend_across_buckets": False, "rehash_each_round": False,
-         "query_len": 8, "causal": True}, given=("rotations",), make=_drawn(2, 4, 1, 2), name="top", gradcheck=SHORT, **CHUNKS),
-    Case("lsh_attention", QKV, {**RMS, "causal": True, "chunks_after": 1}, given=("rotations", "mask"), make=_drawn(2, 4, 2, 2), gradcheck=SHORT,
-         **CHUNKS),
-    Case("lsh_attention", QKV, {"full_attn_thres": 32, "causal": True}, given=("mask",), name="full", gradcheck=SHORT, **CHUNKS),
+         "query_len": 8, "causal": True}, given=("rotations",), make=_drawn(2, 4, 1, 2), name="top", gradcheck=SHORT, length=(),
+         lengths_fixed="query_len is a length"),
+    Case("lsh_attention", QKV, {**RMS, "causal": True, "chunks_after": 1}, given=("rotations", "mask"), make=_drawn(2, 4, 2, 2), gradcheck=SHORT),
+    Case("lsh_attention", QKV, {"full_attn_thres": 32, "causal": True}, given=("mask",), name="full", gradcheck=SHORT, length=(),
+         lengths_fixed="the length decides whether all is attended in full"),
     Case("lsh_self_attention", X, {**LAYER, "n_local_heads": 1, "num_mem_kv": 8, "causal": True, "allow_duplicate_attention": False},
-         given=("rotations", "mask"), make=_drawn(1, 4, 2, 2), gradcheck=SHORT, **CHUNKS),
-    Case("lsh_self_attention", X, {**LAYER, "one_value_head": True}, given=("rotations",), make=_drawn(1, 4, 2, 2), gradcheck=SHORT, **CHUNKS),
+         given=("rotations", "mask"), make=_drawn(1, 4, 2, 2), gradcheck=SHORT),
+    Case("lsh_self_attention", X, {**LAYER, "one_value_head": True}, given=("rotations",), make=_drawn(1, 4, 2, 2), gradcheck=SHORT),
     Case("reformer_lsh_self_attention", X | {"H": 2}, {**HF, "num_hashes": 2, "num_buckets": [4], "causal": True}, given=("rotations", "mask"),
-         make=_drawn(2, 3, 2, 2), gradcheck=SHORT, **CHUNKS),
-    Case("reformer_local_self_attention", X, {**HF, "chunks_after": 1}, given=("mask",), mask="mask", gradcheck=SHORT, **CHUNKS),
-    Case("reformer_local_self_attention", X, {**HF, "causal": True}, causal=True, gradcheck=SHORT, **CHUNKS),
+         make=_drawn(2, 3, 2, 2), gradcheck=SHORT),
+    Case("reformer_local_self_attention", X, {**HF, "chunks_after": 1}, given=("mask",), mask="mask", gradcheck=SHORT),
+    Case("reformer_local_self_attention", X, {**HF, "causal": True}, causal=True, gradcheck=SHORT),
     Case("reformer", X | {"H": 2}, {**HF, "inner_dim": 12, "layers": ["local", "lsh"], "num_buckets": [4], "axial_shape": [4, 5],
-         "axial_dims": [3, 5], "ff_chunk": 5}, given=("rotations", "mask"), make=_drawn(1, 2, 3, 1, 2), gradcheck=SHORT, **CHUNKS),
+         "axial_dims": [3, 5], "ff_chunk": 5}, given=("rotations", "mask"), make=_drawn(1, 2, 3, 1, 2), gradcheck=SHORT),
 ]  # fmt: skip
 
 PACKAGE = "lucidrains/reformer-pytorch"

@@ -1,14 +1,14 @@
-#include <foveate/attention.h>
 #include <foveate/attention_formula.h>
+#include <foveate/cluster_attention.h>
 #include <foveate/dropout.h>
 #include <foveate/heads.h>
 #include <foveate/init.h>
+#include <foveate/lsh.h>
 #include <foveate/merge_attention.h>
+#include <foveate/op.h>
 #include <foveate/reformer.h>
+#include <foveate/reversible.h>
 #include <foveate/sparse_attention.h>
-
-#include <algorithm>
-#include <numeric>
 
 namespace foveate {
 namespace {
@@ -23,210 +23,79 @@ Tensor as_keys(const Tensor& qk, ReformerVariant variant) {
   return qk * (qk.square().mean(-1, true) + 1e-6).rsqrt() * scale;
 }
 
-/// A line [B,H,T] of tokens cut into chunks of L, each with those around it, the last before the first.
-struct Chunks {
-  optional<Tensor> tokens;  // int [B,H,T], which token stands at each place; in their order if there is none
-  int64_t L, before, after;
-
-  int64_t around() const { return before + 1 + after; }
-  /// x [B,H,N,...] -> [B,H,C,L,...]
-  Tensor cut(const Tensor& x) const {
-    Tensor line = x;
-    if (tokens) {
-      Tensor index = *tokens;
-      for (int64_t d = 3; d < x.dim(); ++d) index = index.unsqueeze(-1);
-      auto shape = x.sym_sizes().vec();
-      shape[2] = extent(*tokens, 2);
-      line = x.gather(2, index.expand_symint(shape));
-    }
-    return line.unflatten(2, {-1, L});
-  }
-  /// [B,H,C,L,...] -> [B,H,C,around L,...]
-  Tensor spread(const Tensor& chunks) const {
-    std::vector<Tensor> parts;
-    for (int64_t offset = -before; offset <= after; ++offset) parts.push_back(offset == 0 ? chunks : chunks.roll(-offset, 2));
-    return parts.size() == 1 ? parts.front() : at::cat(parts, 3);
-  }
-  /// How often a chunk meets itself: where there are few, more than once.
-  int64_t met(int64_t count) const {
-    int64_t times = 0;
-    for (int64_t offset = -before; offset <= after; ++offset) times += offset % count == 0 ? 1 : 0;
-    return times;
-  }
+/// One attention by hashing: what it reads, and what it draws.
+struct Call {
+  Tensor qk, v;
+  optional<Tensor> rotations, seed, mask;
+  Size queries;                 // tokens that ask; the others are keys alone
+  ops::Attention dropout = {};  // what says how weights are dropped
 };
 
-/// What hides a key at time tk from a query at time tq, both [B,H,C,*]: causality, and padding [B,N] of keys, and of queries.
-Tensor visible(const Tensor& tq, const Tensor& tk, bool causal, const optional<Tensor>& mask, bool queries_too, int64_t query_len, bool self) {
-  const Tensor i = tq.unsqueeze(4), j = tk.unsqueeze(3);
-  Tensor seen = self ? at::ones_like(i == j) : i != j;  // [B,H,C,L,around L]
-  if (causal) seen = seen & ((j <= i) | (j >= query_len));
-  if (mask) {
-    const auto taking_part = [&](const Tensor& times) {
-      const auto sizes = times.sym_sizes();
-      const Tensor each = mask->unsqueeze(1).expand_symint({-1, sizes[1], -1}).gather(2, times.flatten(2));
-      return each.reshape_symint(sizes);
-    };
-    seen = seen & taking_part(tk).unsqueeze(3);
-    if (queries_too) seen = seen & taking_part(tq).unsqueeze(4);
-  }
-  return seen;
+Call call_of(const LSHAttention::Options& o, const LSHAttention::Inputs& in) {
+  const Size N = extent(in.qk, 2);
+  TORCH_CHECK_VALUE(!o.query_len || *o.query_len <= N, "lsh_attention: query_len must be no more than N = ", N, ", got ", o.query_len.value_or(0));
+  Call call{.qk = in.qk, .v = in.v, .rotations = in.rotations, .mask = in.mask, .queries = o.query_len ? Size(*o.query_len) : N};
+  if (!in.rotations) call.seed = ops::draw_seed(in.qk);
+  return call;
 }
 
-/// Attention of chunks [B,H,C,L,*] to keys [B,H,C,M,*]: out [B,H,C L,Dv] and lse [B,H,C L].
-ops::Attended attend(const Tensor& q, const Tensor& k, const Tensor& v, ops::Attention how) {
-  how.scale = 1;
-  const auto [out, lse] = ops::attention(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), how);  // [B,H C,L,*]
-  const int64_t heads = plain_extent(q, 1);
-  return {.out = out.unflatten(1, {heads, -1}).flatten(2, 3), .lse = lse.unflatten(1, {heads, -1}).flatten(2, 3)};
-}
-
-// --- hashing -----------------------------------------------------------------------------------------------------------------
-
-int64_t product(const std::vector<int64_t>& factors) {
-  return std::accumulate(factors.begin(), factors.end(), int64_t{1}, std::multiplies<int64_t>());
-}
-
-/// The numbers of buckets that the authors' codes take for N tokens, where none are given.
-std::vector<int64_t> factors(const LSHAttention::Options& o, int64_t N) {
-  if (!o.n_buckets.empty()) return o.n_buckets;
-  const int64_t chunks = std::max<int64_t>(N / o.bucket_size, 2);
-  if (o.variant == ReformerVariant::l2norm) return {chunks - chunks % 2};
-  int64_t power = 2;
-  while (2 * power <= 2 * chunks) power *= 2;
-  const auto limit = static_cast<int64_t>(2 * std::max(std::sqrt(static_cast<double>(chunks)), static_cast<double>(o.bucket_size)));
-  if (power <= limit) return {power};
-  int64_t first = 2;
-  while (first * first < power) first *= 2;
-  return {first, power / first};
-}
-
-/// Rotations as [B or 1,H or 1,R,D,columns].
-Tensor rotations(const LSHAttention::Options& o, const LSHAttention::Inputs& in, const Tensor& x, const std::vector<int64_t>& buckets) {
-  const int64_t columns = std::accumulate(buckets.begin(), buckets.end(), int64_t{0}) / 2;
-  const int64_t rounds = o.rehash_each_round ? o.n_hashes : 1;
-  const Size B = extent(x, 0), H = extent(x, 1);
-  Tensor W;
-  if (in.rotations) {
-    W = in.rotations->detach().to(x.scalar_type());
-    TORCH_CHECK_VALUE(extent(W, 1) == extent(x, 3) && extent(W, 2) == rounds && extent(W, 3) == columns,
-                      "lsh_attention: rotations must be [*,D,R,half the buckets] with D = ", extent(x, 3), ", R = ", rounds, " and ", columns,
-                      " columns, got ", W.sym_sizes());
-  } else {
-    const Size first = o.variant == ReformerVariant::rmsnorm ? H : o.rotations_per_head ? B * H : Size(1);
-    W = at::randn_symint({first, extent(x, 3), rounds, columns}, x.options());
-  }
-  W = W.movedim(2, 1);  // [*,R,D,columns]
-  if (extent(W, 0) == 1) return W.unsqueeze(0);
-  if (extent(W, 0) == H) return W.unsqueeze(0);
-  TORCH_CHECK_VALUE(extent(W, 0) == B * H, "lsh_attention: rotations must be of all, of each of H = ", H, " heads or of each of B H = ", B * H,
-                    ", got ", extent(W, 0));
-  return W.unflatten_symint(0, {B, H});
-}
+bool is_unit(const LSHAttention::Options& o) { return o.variant == ReformerVariant::l2norm; }
 
 /// The bucket of each token in each round, rounds counted on: int [B,H,R,N]
-Tensor hashed(const LSHAttention::Options& o, const LSHAttention::Inputs& in, const std::vector<int64_t>& counts) {
-  const Tensor x = in.qk.detach().to(ops::accumulation_type(in.qk.scalar_type()));
-  const Tensor p = at::matmul(x.unsqueeze(2), rotations(o, in, x, counts));  // [B,H,R,N,columns]
-  const auto signs = [&](int64_t column, int64_t count) {
-    const Tensor part = p.narrow(4, column, count / 2);
-    return at::cat({part, -part}, 4);
-  };
-  Tensor bucket;
-  if (!o.rehash_each_round) {
-    const Tensor order = at::argsort(signs(0, counts.front()).squeeze(2), /*stable=*/true, /*dim=*/-1, /*descending=*/false);  // [B,H,N,buckets]
-    bucket = order.narrow(3, counts.front() - o.n_hashes, o.n_hashes).transpose(2, 3);
-  } else {
-    int64_t base = 1, column = 0;
-    for (const int64_t count : counts) {
-      const Tensor part = signs(column, count).argmax(-1) * base;
-      bucket = bucket.defined() ? bucket + part : part;
-      base *= count;
-      column += count / 2;
-    }
-  }
-  int64_t all = product(counts);
-  if (o.variant == ReformerVariant::rmsnorm && in.mask) {  // padding has a bucket of its own
-    bucket = at::where(in.mask->unsqueeze(1).unsqueeze(1), bucket, at::full_like(bucket, all));
-    const Tensor rounds = at::arange(o.n_hashes, bucket.options()).unsqueeze(1);
-    return bucket + rounds * (all + in.mask->logical_not().any().to(at::kLong));
-  }
-  return bucket + at::arange(o.n_hashes, bucket.options()).unsqueeze(1) * all;
+Tensor hashed(const LSHAttention::Options& o, const Call& call) {
+  return ops::lsh_buckets(call.qk, {.factors = o.n_buckets,
+                                    .rounds = o.n_hashes,
+                                    .chunk = o.bucket_size,
+                                    .rule = is_unit(o) ? ops::BucketRule::one_a_chunk : ops::BucketRule::power_of_two,
+                                    .per_head = !is_unit(o) || o.rotations_per_head,
+                                    .rehash = o.rehash_each_round,
+                                    .rotations = call.rotations,
+                                    .seed = call.seed,
+                                    .mask = is_unit(o) ? std::nullopt : call.mask});
 }
 
-/// log of how often the pairs meet over all rounds: [B,H,C,L,2L]. `order` [B,H,R N] sorts entries, `chunks` cuts their tokens.
-Tensor log_meetings(const LSHAttention::Options& o, const Tensor& buckets, const Tensor& order, const Chunks& chunks) {
-  const int64_t L = chunks.L;
-  const Size N = extent(buckets, 3), C = extent(order, 2) / L;
-  const Tensor place = at::scatter(at::zeros_like(order), 2, order, at::arange(extent(order, 2), order.options()).expand_as(order));
-  Tensor own = place.floor_divide(L).unflatten_symint(2, {o.n_hashes, N});  // [B,H,R,N]: the chunk of each entry
-  Tensor next = (own + 1).remainder(at::ones_like(own) * C);
-  if (!o.attend_across_buckets) {
-    own = own + buckets * C;
-    next = next + buckets * C;
-  }
-  Tensor count;
-  for (int64_t r = 0; r < o.n_hashes; ++r) {
-    const Tensor of_query = chunks.cut(own.select(2, r)).unsqueeze(4);
-    const auto same = [&](const Tensor& of_key) { return (of_query == chunks.spread(chunks.cut(of_key.select(2, r))).unsqueeze(3)).to(at::kInt); };
-    const Tensor met = same(own) + same(next);
-    count = count.defined() ? count + met : met;
-  }
-  return count;
+/// The rules of both ways to attend.
+ops::ClusterAttention rules(const LSHAttention::Options& o, const Call& call) {
+  return {.key_mask = call.mask,
+          .query_mask = is_unit(o) ? call.mask : std::nullopt,
+          .causal = o.causal,
+          .causal_keys = call.queries,
+          .self_score = itself(o.variant),
+          .scale = 1,
+          .dropout_seed = call.dropout.dropout_seed,
+          .dropout = call.dropout.dropout};
 }
 
-LSHAttention::Outputs in_full(const LSHAttention::Options& o, const LSHAttention::Inputs& in) {
-  const int64_t N = plain_extent(in.qk, 2), queries = o.query_len.value_or(N);
-  const Tensor time = at::arange(N, in.qk.options().dtype(at::kLong)).expand_symint({extent(in.qk, 0), extent(in.qk, 1), 1, -1});
-  const Tensor seen = visible(time, time, o.causal, in.mask, o.variant == ReformerVariant::l2norm, queries, false);
-  const auto alone = [](const Tensor& x) { return x.unsqueeze(2); };
-  const ops::Attention how{.mask = seen.flatten(1, 2), .start = ops::Start{.logit = in.qk.new_full({}, itself(o.variant)), .value = in.v}};
-  const Tensor out = attend(alone(in.qk), alone(as_keys(in.qk, o.variant)), alone(in.v), how).out;
-  return {.out = out.narrow(2, 0, queries), .buckets = at::zeros_symint({extent(in.qk, 0), extent(in.qk, 1), o.n_hashes, N}, time.options())};
+/// Chunks of the sorted line, each with its neighbours, the last before the first; then each token's rounds, merged.
+Tensor by_buckets(const LSHAttention::Options& o, const Call& call, const Tensor& buckets) {
+  const auto line = ops::lsh_line(buckets, o.bucket_size, !o.attend_across_buckets);
+  ops::ClusterAttention how = rules(o, call);
+  how.q_index = how.k_index = line.token;
+  how.q_size = how.k_size = o.bucket_size;
+  how.before = o.chunks_before;
+  how.after = o.chunks_after;
+  how.circular = true;
+  if (!o.attend_across_buckets) how.label = line.label;
+  if (!o.allow_duplicate_attention) how.meetings = line.meetings;
+  const auto [out, lse] = ops::cluster_attention(call.qk, as_keys(call.qk, o.variant), call.v, how);
+  const std::array<Size, 2> by_round{Size(o.n_hashes), extent(call.qk, 2)};
+  const Tensor outs = out.gather(2, line.place.unsqueeze(3).expand_symint({-1, -1, -1, extent(out, 3)})).unflatten_symint(2, by_round);
+  const Tensor lses = lse.gather(2, line.place).unflatten_symint(2, by_round);  // [B,H,R,N]
+  const Tensor merged = o.n_hashes == 1 ? outs.squeeze(2) : ops::merge_attention(outs.movedim(2, 0), lses.movedim(2, 0)).out;
+  return merged.narrow_symint(2, 0, call.queries);
 }
 
-LSHAttention::Outputs by_hashing(const LSHAttention::Options& o, const LSHAttention::Inputs& in) {
-  const bool unit = o.variant == ReformerVariant::l2norm;
-  const int64_t N = plain_extent(in.qk, 2), R = o.n_hashes, L = o.bucket_size, queries = o.query_len.value_or(N);
-  TORCH_CHECK_VALUE(N % (unit ? 2 * L : L) == 0, "lsh_attention: ", unit ? "2 bucket_size" : "bucket_size", " must divide the length, got ", L,
-                    " and N = ", N);
-  const Tensor buckets = hashed(o, in, factors(o, N));
-  const Tensor time = at::arange(N, buckets.options());
-  const Tensor by_round = at::argsort(buckets * N + time, /*stable=*/true, /*dim=*/-1, /*descending=*/false);  // [B,H,R,N]
-  const Tensor order = (by_round + at::arange(R, buckets.options()).unsqueeze(1) * N).flatten(2);              // of entries
-  const Chunks chunks{.tokens = by_round.flatten(2), .L = L, .before = unit ? 1 : o.chunks_before, .after = unit ? 0 : o.chunks_after};
-
-  const Tensor tq = chunks.tokens->unflatten(2, {-1, L}), tk = chunks.spread(tq);  // [B,H,C,*]
-  Tensor seen = visible(tq, tk, o.causal, in.mask, unit, queries, false);
-  if (!o.attend_across_buckets) {
-    const Tensor bucket = buckets.flatten(2).gather(2, order).unflatten(2, {-1, L});
-    seen = seen & (bucket.unsqueeze(4) == chunks.spread(bucket).unsqueeze(3));
-  }
-  ops::Attention how{.mask = seen.flatten(1, 2)};
-  const Tensor v = chunks.cut(in.v);
-  const int64_t C = R * N / L;
-  Tensor self = in.qk.new_full({}, itself(o.variant) + std::log(static_cast<double>(std::max<int64_t>(chunks.met(C), 1))));
-  if (!o.allow_duplicate_attention) {
-    const Tensor met = log_meetings(o, buckets, order, chunks);
-    const auto discount = [&](const Tensor& count) { return -(count.to(in.qk.scalar_type()) + 1e-9).log(); };
-    how.bias = discount(met).flatten(1, 2);
-    const Tensor alone = at::where(tq.unsqueeze(4) == tk.unsqueeze(3), met, at::zeros_like(met)).amax(-1);  // with itself
-    self = (discount(alone) + itself(o.variant)).flatten(1, 2);                                             // [B,H C,L]
-  }
-  how.start = ops::Start{.logit = self, .value = v.flatten(1, 2)};
-  const auto [out, lse] = attend(chunks.cut(in.qk), chunks.spread(chunks.cut(as_keys(in.qk, o.variant))), chunks.spread(v), how);
-
-  const Tensor back = at::scatter(at::zeros_like(by_round), 3, by_round, time.expand_as(by_round));  // [B,H,R,N]: where each entry stands
-  const Tensor outs = out.unflatten(2, {R, N}).gather(3, back.unsqueeze(4).expand_symint({-1, -1, -1, -1, extent(out, 3)}));
-  const Tensor lses = lse.unflatten(2, {R, N}).gather(3, back);
-  const Tensor merged = R == 1 ? outs.squeeze(2) : ops::merge_attention(outs.movedim(2, 0), lses.movedim(2, 0)).out;
-  return {.out = merged.narrow(2, 0, queries), .buckets = buckets};
+Tensor in_full(const LSHAttention::Options& o, const Call& call) {
+  return ops::cluster_attention(call.qk, as_keys(call.qk, o.variant), call.v, rules(o, call)).out.narrow_symint(2, 0, call.queries);
 }
 
-LSHAttention::Outputs attend(const LSHAttention::Options& o, const LSHAttention::Inputs& in) {
-  const int64_t N = plain_extent(in.qk, 2);
-  TORCH_CHECK_VALUE(o.query_len.value_or(N) <= N, "lsh_attention: query_len must be no more than N = ", N, ", got ", o.query_len.value_or(N));
-  const bool few = N < o.full_attn_thres || (o.variant == ReformerVariant::rmsnorm && N <= o.bucket_size);
-  return few ? in_full(o, in) : by_hashing(o, in);
+LSHAttention::Outputs attend(const LSHAttention::Options& o, const Call& call) {
+  if (o.full_attn_thres > 0 && extent(call.qk, 2) < o.full_attn_thres) {
+    const auto whole = call.qk.options().dtype(at::kLong);
+    return {.out = in_full(o, call), .buckets = at::zeros_symint({extent(call.qk, 0), extent(call.qk, 1), o.n_hashes, extent(call.qk, 2)}, whole)};
+  }
+  const Tensor buckets = hashed(o, call);
+  return {.out = by_buckets(o, call, buckets), .buckets = buckets};
 }
 
 void check_factors(const char* form, const char* option, const std::vector<int64_t>& counts) {
@@ -254,13 +123,13 @@ void LSHAttention::check(const Options& o) {
                     "lsh_attention: allow_duplicate_attention must be True without rehash_each_round");
 }
 
-LSHAttention::Outputs LSHAttention::forward(const Options& o, const Parameters&, const Inputs& in) { return attend(o, in); }
+LSHAttention::Outputs LSHAttention::forward(const Options& o, const Parameters&, const Inputs& in) { return attend(o, call_of(o, in)); }
 
 FOVEATE_MECHANISM(LSHAttention)
 
 // --- the layer of reformer-pytorch -------------------------------------------------------------------------------------------
 
-LSHAttention::Options LSHSelfAttention::Options::hashed(const optional<int64_t>& query_len) const {
+LSHAttention::Options LSHSelfAttention::Options::hashed() const {
   return {.variant = ReformerVariant::l2norm,
           .bucket_size = bucket_size,
           .n_buckets = n_buckets,
@@ -270,14 +139,14 @@ LSHAttention::Options LSHSelfAttention::Options::hashed(const optional<int64_t>&
           .attend_across_buckets = attend_across_buckets,
           .rotations_per_head = rotations_per_head,
           .rehash_each_round = rehash_each_round,
-          .query_len = query_len,
           .full_attn_thres = full_attn_thres};
 }
 
 void LSHSelfAttention::check(const Options& o) {
   layers::check_heads("lsh_self_attention", o.embed_dim, o.num_heads);
   layers::check_dropout("lsh_self_attention", "dropout", o.dropout);
-  LSHAttention::check(o.hashed({}));
+  layers::check_dropout("lsh_self_attention", "attention_dropout", o.attention_dropout);
+  LSHAttention::check(o.hashed());
   TORCH_CHECK_VALUE(o.n_local_heads >= 0 && o.n_local_heads <= o.num_heads && o.num_mem_kv >= 0,
                     "lsh_self_attention: n_local_heads must be 0 to num_heads = ", o.num_heads, ", num_mem_kv not negative, got ", o.n_local_heads,
                     " and ", o.num_mem_kv);
@@ -293,24 +162,38 @@ LSHSelfAttention::Parameters LSHSelfAttention::init(const Options& o) {
 }
 
 Tensor LSHSelfAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
-  const int64_t N = plain_extent(in.x, 1), local = o.n_local_heads;
+  const Size N = extent(in.x, 1);
+  const int64_t local = o.n_local_heads;
   const Tensor all = p.mem_kv ? at::cat({in.x, p.mem_kv->expand_symint({extent(in.x, 0), -1, -1})}, 1) : in.x;
   const Tensor qk = split_heads(p.query_key(all), o.num_heads);
   const Tensor v = o.one_value_head ? p.value(all).unsqueeze(1).expand_symint({-1, o.num_heads, -1, -1}) : split_heads(p.value(all), o.num_heads);
+  const ops::Attention dropout = layers::WeightDropout(o.attention_dropout, std::nullopt, training, in.x).with({});
   std::vector<Tensor> heads;
-  if (local > 0) {
-    const auto mine = [&](const Tensor& x) { return x.narrow(1, 0, local).narrow(2, 0, N); };
+  if (local > 0) {  // they see the sequence alone, and padding not even itself
+    const auto mine = [&](const Tensor& x) { return x.narrow(1, 0, local).narrow_symint(2, 0, N); };
     const int64_t window = 2 * o.bucket_size;
-    const auto near = patterns::block_window(window, window, o.causal ? 0 : window) & ~patterns::sliding_window(0, 0);
-    ops::Attention how{.key_mask = in.mask, .causal = o.causal, .scale = 1, .query_mask = in.mask};
-    how.start = ops::Start{.logit = qk.new_full({}, itself(ReformerVariant::l2norm)), .value = mine(v)};
-    heads.push_back(ops::sparse_attention(mine(qk), as_keys(mine(qk), ReformerVariant::l2norm), mine(v), near, how).out);
+    heads.push_back(ops::cluster_attention(mine(qk), as_keys(mine(qk), ReformerVariant::l2norm), mine(v),
+                                           {.q_size = window,
+                                            .k_size = window,
+                                            .before = 1,
+                                            .after = o.causal ? 0 : 1,
+                                            .key_mask = in.mask,
+                                            .query_mask = in.mask,
+                                            .causal = o.causal,
+                                            .self_score = itself(ReformerVariant::l2norm),
+                                            .self_seen = false,
+                                            .scale = 1,
+                                            .dropout_seed = dropout.dropout_seed,
+                                            .dropout = dropout.dropout})
+                        .out);
   }
   if (local < o.num_heads) {
     const auto mine = [&](const Tensor& x) { return x.narrow(1, local, o.num_heads - local); };
     optional<Tensor> mask = in.mask;
     if (mask && p.mem_kv) mask = at::cat({*mask, at::ones_symint({extent(in.x, 0), extent(*p.mem_kv, 1)}, mask->options())}, 1);
-    heads.push_back(attend(o.hashed(N), {.qk = mine(qk), .v = mine(v), .rotations = in.rotations, .mask = mask}).out);
+    Call call{.qk = mine(qk), .v = mine(v), .rotations = in.rotations, .mask = mask, .queries = N, .dropout = dropout};
+    if (!in.rotations) call.seed = ops::draw_seed(in.x);
+    heads.push_back(attend(o.hashed(), call).out);
   }
   return layers::dropout(p.out(merge_heads(at::cat(heads, 1))), o.dropout, std::nullopt, training);
 }
@@ -331,15 +214,20 @@ void check_chunks(const char* form, const auto& o) {
 
 layers::Linear plain(int64_t in, int64_t out) { return {.weight = layers::normal({out, in}, 0.02), .bias = {}}; }
 
-/// q, k, v [B,H,N,D] in chunks as they stand.
-Tensor locally(const ReformerLocalSelfAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& mask) {
-  const int64_t N = plain_extent(q, 2), L = std::min(o.chunk_length, N);
-  TORCH_CHECK_VALUE(L == 0 || N % L == 0, "reformer_local_self_attention: chunk_length must divide the length, got ", o.chunk_length, " and N = ", N);
-  const Chunks chunks{.tokens = {}, .L = L, .before = N > L ? o.chunks_before : 0, .after = N > L ? o.chunks_after : 0};
-  const Tensor time = at::arange(N, q.options().dtype(at::kLong)).expand_symint({extent(q, 0), extent(q, 1), -1}).unflatten(2, {-1, L});
-  ops::Attention how;
-  if (o.causal || mask) how.mask = visible(time, chunks.spread(time), o.causal, mask, false, N, true).flatten(1, 2);
-  return attend(chunks.cut(q), chunks.spread(chunks.cut(k * default_scale(k))), chunks.spread(chunks.cut(v)), how).out;
+/// q, k, v [B,H,N,D] in chunks as they stand, the last before the first.
+Tensor locally(const ReformerLocalSelfAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& mask,
+               const ops::Attention& dropout = {}) {
+  return ops::cluster_attention(q, k, v,
+                                {.q_size = o.chunk_length,
+                                 .k_size = o.chunk_length,
+                                 .before = o.chunks_before,
+                                 .after = o.chunks_after,
+                                 .circular = true,
+                                 .key_mask = mask,
+                                 .causal = o.causal,
+                                 .dropout_seed = dropout.dropout_seed,
+                                 .dropout = dropout.dropout})
+      .out;
 }
 
 }  // namespace
@@ -366,9 +254,8 @@ ReformerLSHSelfAttention::Parameters ReformerLSHSelfAttention::init(const Option
 }
 
 ReformerLSHSelfAttention::Outputs ReformerLSHSelfAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
-  const auto [out, buckets] = attend(
-      o.hashed(),
-      {.qk = split_heads(p.query_key(in.x), o.num_heads), .v = split_heads(p.value(in.x), o.num_heads), .rotations = in.rotations, .mask = in.mask});
+  const Tensor qk = split_heads(p.query_key(in.x), o.num_heads), v = split_heads(p.value(in.x), o.num_heads);
+  const auto [out, buckets] = attend(o.hashed(), call_of(o.hashed(), {.qk = qk, .v = v, .rotations = in.rotations, .mask = in.mask}));
   return {.out = merge_heads(out), .buckets = buckets};
 }
 
@@ -384,6 +271,17 @@ ReformerLocalSelfAttention::Parameters ReformerLocalSelfAttention::init(const Op
 Tensor ReformerLocalSelfAttention::forward(const Options& o, const Parameters& p, const Inputs& in) {
   const auto heads = [&](const layers::Linear& map) { return split_heads(map(in.x), o.num_heads); };
   return merge_heads(locally(o, heads(p.query), heads(p.key), heads(p.value), in.mask));
+}
+
+std::pair<Tensor, ReformerLocalSelfAttention::State> ReformerLocalSelfAttention::step(const Options& o, const Parameters& p, const Inputs& in,
+                                                                                      State&& past) {
+  TORCH_CHECK_VALUE(o.causal, "reformer_local_self_attention_step: causal must be True for the layer to stream, got False");
+  TORCH_CHECK_VALUE(!in.mask, "reformer_local_self_attention_step: mask: tokens that take no part are left out of a stream");
+  const auto heads = [&](const layers::Linear& map) { return split_heads(map(in.x), o.num_heads); };
+  State next = past.then(heads(p.key), heads(p.value));
+  const int64_t L = o.chunk_length;
+  const auto near = patterns::block_window(L, o.chunks_before * L, o.chunks_after * L) & patterns::causal();
+  return {merge_heads(ops::sparse_attention(heads(p.query), next.k, next.v, near).out), std::move(next)};
 }
 
 FOVEATE_MECHANISM(ReformerLocalSelfAttention)
@@ -403,13 +301,199 @@ Tensor axial_positions(const Reformer::Parameters& p, const Size& N) {
   return grid.flatten(0, 1).narrow_symint(0, 0, N);
 }
 
-/// The network, a run of tokens at a time: what is inside is as wide as inner_dim.
-Tensor network(const Reformer::Options& o, const ReformerLayer& layer, const Tensor& x) {
-  const auto run = [&](const Tensor& y) { return layer.network(layer.network_norm(y, o.layer_norm_eps), o.ff_activation); };
-  if (o.ff_chunk == 0) return run(x);
-  std::vector<Tensor> parts;
-  for (const Tensor& part : x.split(o.ff_chunk, 1)) parts.push_back(run(part));
-  return at::cat(parts, 1);
+/// One call of the primitive foveate::_reformer: the layers between positions and the last normalisation.
+struct Stack {
+  Tensor x;
+  std::vector<Tensor> parameters;  // of every layer 7 of the attention and 6 of the network; those of length 0 are not there
+  optional<Tensor> rotations, mask, seed;
+  std::vector<int64_t> kinds, num_buckets;
+  int64_t num_heads = 1, head_dim = 1, chunk_length = 1, num_hashes = 1, chunks_before = 0, chunks_after = 0;
+  int64_t local_chunk_length = 1, local_chunks_before = 0, local_chunks_after = 0, ff_chunk = 0, activation = 0;
+  bool causal = false;
+  double layer_norm_eps = 0, dropout = 0, lsh_dropout = 0, local_dropout = 0;
+
+  void fields(auto&& f) {
+    f("x", x, "sequence");
+    f("parameters", parameters, "of the layers");
+    f("rotations", rotations, "draws");
+    f("mask", mask, "bool");
+    f("seed", seed, "int");
+    f("kinds", kinds, "of the layers");
+    f("num_buckets", num_buckets, "factors");
+    f("num_heads", num_heads, "heads");
+    f("head_dim", head_dim, "width of a head");
+    f("chunk_length", chunk_length, "of LSH layers");
+    f("num_hashes", num_hashes, "rounds");
+    f("chunks_before", chunks_before, "of LSH layers");
+    f("chunks_after", chunks_after, "of LSH layers");
+    f("local_chunk_length", local_chunk_length, "of local layers");
+    f("local_chunks_before", local_chunks_before, "of local layers");
+    f("local_chunks_after", local_chunks_after, "of local layers");
+    f("ff_chunk", ff_chunk, "tokens at a time");
+    f("activation", activation, "of the networks");
+    f("causal", causal, "whether queries see no later keys");
+    f("layer_norm_eps", layer_norm_eps, "of the normalisations");
+    f("dropout", dropout, "of what is added; 0 unless in training");
+    f("lsh_dropout", lsh_dropout, "of weights");
+    f("local_dropout", local_dropout, "of weights");
+  }
+};
+
+constexpr std::size_t of_attention = 7, of_network = 6;
+
+using Given = std::span<const Tensor>;
+optional<Tensor> present(const Tensor& t) { return t.dim() == 1 && t.size(0) == 0 ? std::nullopt : optional(t); }
+
+/// The stack's layers as functions that give the same again, whatever they draw: draws depend on the seed, and buckets, once `found`,
+/// stay what they were.
+class Layers {
+ public:
+  explicit Layers(const Stack& call) : call_(call) {}
+
+  std::vector<ops::ReversibleLayer> functions() {
+    std::vector<ops::ReversibleLayer> layers;
+    std::size_t at = 0;
+    const auto take = [&](std::size_t count) {
+      const auto first = call_.parameters.begin() + static_cast<std::ptrdiff_t>(at);
+      at += count;
+      return std::vector<Tensor>(first, first + static_cast<std::ptrdiff_t>(count));
+    };
+    int64_t hashing = 0;
+    for (std::size_t l = 0; l < call_.kinds.size(); ++l) {
+      const auto index = static_cast<int64_t>(l);
+      const int64_t which = static_cast<ReformerLayerKind>(call_.kinds[l]) == ReformerLayerKind::lsh ? hashing++ : -1;
+      ops::Sublayer f{.parameters = take(of_attention),
+                      .add = [this, index, which](const Tensor& x, Given p) { return attention(index, which, x, p); }};
+      ops::Sublayer g{.parameters = take(of_network), .add = [this, index](const Tensor& x, Given p) { return network(index, x, p); }};
+      layers.push_back({.f = std::move(f), .g = std::move(g)});
+    }
+    return layers;
+  }
+
+  /// [hashing layers,B,H,R,N]
+  Tensor buckets() const {
+    if (!found_.empty()) return at::stack(found_);
+    return at::zeros({0, call_.x.size(0), call_.num_heads, call_.num_hashes, call_.x.size(1)}, call_.x.options().dtype(at::kLong));
+  }
+  void find(const Tensor& buckets) { found_ = buckets.unbind(0); }
+
+ private:
+  Tensor drop(const Tensor& x, int64_t part) const {
+    if (call_.dropout == 0 || !call_.seed) return x;
+    const auto whole = x.options().dtype(at::kLong);
+    const Tensor row = at::arange(x.size(0) * x.size(1), whole).view({x.size(0), x.size(1), 1}), column = at::arange(x.size(2), whole);
+    return layers::dropout(x, call_.dropout, ops::kept_by_seed(row, column, layers::seed_of_part(*call_.seed, part), call_.dropout), true);
+  }
+  ops::Attention drop_weights(double probability, int64_t part) const {
+    if (probability == 0 || !call_.seed) return {};
+    return {.dropout = probability, .dropout_seed = layers::seed_of_part(*call_.seed, part)};
+  }
+
+  /// p: norm, query_key or none, query and key or none, value, out.
+  Tensor attention(int64_t layer, int64_t which, const Tensor& x, Given p) {
+    const Tensor y = at::layer_norm(x, {x.size(2)}, p[0], p[1], call_.layer_norm_eps);
+    const auto heads = [&](const Tensor& weight) { return split_heads(at::linear(y, weight), call_.num_heads); };
+    Tensor read;
+    if (which >= 0) {
+      const LSHAttention::Options o = ReformerLSHSelfAttention::Options{.chunk_length = call_.chunk_length,
+                                                                        .num_hashes = call_.num_hashes,
+                                                                        .num_buckets = call_.num_buckets,
+                                                                        .chunks_before = call_.chunks_before,
+                                                                        .chunks_after = call_.chunks_after,
+                                                                        .causal = call_.causal}
+                                          .hashed();
+      Call c{
+          .qk = heads(p[2]), .v = heads(p[5]), .mask = call_.mask, .queries = x.size(1), .dropout = drop_weights(call_.lsh_dropout, 4 * layer + 2)};
+      if (call_.rotations) c.rotations = call_.rotations->select(0, which);
+      else if (call_.seed) c.seed = layers::seed_of_part(*call_.seed, 4 * layer + 3);
+      const auto place = static_cast<std::size_t>(which);
+      if (place >= found_.size()) found_.push_back(hashed(o, c));
+      read = by_buckets(o, c, found_[place]);
+    } else {
+      read = locally({.chunk_length = call_.local_chunk_length,
+                      .chunks_before = call_.local_chunks_before,
+                      .chunks_after = call_.local_chunks_after,
+                      .causal = call_.causal},
+                     heads(p[3]), heads(p[4]), heads(p[5]), call_.mask, drop_weights(call_.local_dropout, 4 * layer + 2));
+    }
+    return drop(at::linear(merge_heads(read), p[6]), 4 * layer);
+  }
+
+  /// p: norm, up, down. A run of tokens at a time: what is inside is wider than x.
+  Tensor network(int64_t layer, const Tensor& x, Given p) const {
+    const layers::FeedForward f{.up = {.weight = p[2], .bias = present(p[3])}, .down = {.weight = p[4], .bias = present(p[5])}};
+    const auto run = [&](const Tensor& part) {
+      return f(at::layer_norm(part, {part.size(2)}, p[0], p[1], call_.layer_norm_eps), static_cast<layers::Activation>(call_.activation));
+    };
+    Tensor y;
+    if (call_.ff_chunk == 0) {
+      y = run(x);
+    } else {
+      std::vector<Tensor> parts;
+      for (const Tensor& part : x.split(call_.ff_chunk, 1)) parts.push_back(run(part));
+      y = at::cat(parts, 1);
+    }
+    return drop(y, 4 * layer + 1);
+  }
+
+  const Stack& call_;
+  std::vector<Tensor> found_;
+};
+
+using StackResult = std::tuple<Tensor, Tensor, Tensor>;
+
+StackResult stack_formula(const Stack& call) {
+  Layers layers(call);
+  const auto functions = layers.functions();
+  auto [one, two] = ops::run_reversible(functions, {.one = call.x, .two = call.x});
+  if (functions.empty()) return {one.clone(), two.clone(), layers.buckets()};
+  return {one.contiguous(), two.contiguous(), layers.buckets()};
+}
+
+StackResult stack_meta(const Stack& call) {
+  const auto& x = call.x;
+  const int64_t hashing = std::count(call.kinds.begin(), call.kinds.end(), static_cast<int64_t>(ReformerLayerKind::lsh));
+  return {x.new_empty_symint(x.sym_sizes()), x.new_empty_symint(x.sym_sizes()),
+          x.new_empty_symint({hashing, extent(x, 0), call.num_heads, call.num_hashes, extent(x, 1)}, x.options().dtype(at::kLong))};
+}
+
+ops::Gradients stack_backward(const ops::Backward& call, const Stack& arguments) {
+  Layers layers(arguments);
+  layers.find(call.results[2]);
+  const auto gradient = [&](std::size_t i) { return call.gradients[i].defined() ? call.gradients[i] : at::zeros_like(arguments.x); };
+  const auto found =
+      ops::reversible_gradients(layers.functions(), {.one = call.results[0], .two = call.results[1]}, {.one = gradient(0), .two = gradient(1)});
+  std::vector<Tensor> wanted_ones;
+  ops::Wanted wanted(call);
+  ops::give(wanted_ones, wanted(arguments.x), arguments.x, [&] { return found.x.one + found.x.two; });
+  for (std::size_t i = 0; i < arguments.parameters.size(); ++i) {
+    ops::give(wanted_ones, wanted(arguments.parameters[i]), arguments.parameters[i], [&] { return found.parameters[i]; });
+  }
+  return wanted_ones;
+}
+
+FOVEATE_OP(reformer_stack, ops::schema_of<Stack>("_reformer_stack") + " -> (Tensor one, Tensor two, Tensor buckets)",
+           {.formula = ops::structured<&stack_formula>(),
+            .meta = ops::structured<&stack_meta>(),
+            .cpu = ops::structured<&stack_formula>(),
+            .cpu_backward = &stack_backward,
+            .any_device = true})
+
+/// The parameters of the layers, in the order in which the primitive takes them.
+std::vector<Tensor> listed(const std::vector<ReformerLayer>& layers) {
+  std::vector<Tensor> all;
+  for (const ReformerLayer& layer : layers) {
+    TORCH_CHECK_VALUE(layer.query_key || (layer.query && layer.key), "reformer: layers need query_key, or query and key");
+    const auto or_none = [&](const optional<Tensor>& t) { return t ? *t : at::empty({0}, layer.value.weight.options()); };
+    const auto weight = [&](const optional<layers::Linear>& map) { return or_none(map ? optional(map->weight) : std::nullopt); };
+    const auto& [up, down] = layer.network;
+    for (const Tensor& t :
+         {layer.attention_norm.weight, layer.attention_norm.bias, weight(layer.query_key), weight(layer.query), weight(layer.key), layer.value.weight,
+          layer.out.weight, layer.network_norm.weight, layer.network_norm.bias, up.weight, or_none(up.bias), down.weight, or_none(down.bias)}) {
+      all.push_back(t);
+    }
+  }
+  return all;
 }
 
 }  // namespace
@@ -430,9 +514,9 @@ ReformerLocalSelfAttention::Options Reformer::Options::local() const {
   return {.embed_dim = embed_dim,
           .num_heads = num_heads,
           .head_dim = head_dim,
-          .chunk_length = chunk_length,
-          .chunks_before = chunks_before,
-          .chunks_after = chunks_after,
+          .chunk_length = local_chunk_length.value_or(chunk_length),
+          .chunks_before = local_chunks_before.value_or(chunks_before),
+          .chunks_after = local_chunks_after.value_or(chunks_after),
           .causal = causal};
 }
 
@@ -440,7 +524,10 @@ std::vector<Kind> Reformer::Options::kinds() const { return layers.value_or(std:
 
 void Reformer::check(const Options& o) {
   ReformerLSHSelfAttention::check(o.hashed());
+  ReformerLocalSelfAttention::check(o.local());
   layers::check_dropout("reformer", "dropout", o.dropout);
+  layers::check_dropout("reformer", "lsh_dropout", o.lsh_dropout);
+  layers::check_dropout("reformer", "local_dropout", o.local_dropout);
   TORCH_CHECK_VALUE(!o.kinds().empty() && o.inner_dim > 0 && o.ff_chunk >= 0,
                     "reformer: layers must name some, inner_dim must be positive and ff_chunk not negative, got ", o.kinds().size(), " layers, ",
                     o.inner_dim, " and ", o.ff_chunk);
@@ -488,27 +575,36 @@ Reformer::Parameters Reformer::init(const Options& o) {
 }
 
 Tensor Reformer::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
-  const auto dropped = [&](const Tensor& x) { return layers::dropout(x, o.dropout, std::nullopt, training); };
-  Tensor x1 = p.row_positions && p.column_positions ? in.x + axial_positions(p, extent(in.x, 1)) : in.x, x2 = x1;
-  int64_t hashing = 0;
-  for (const ReformerLayer& layer : p.layers) {
-    const Tensor normed = layer.attention_norm(x2, o.layer_norm_eps);
-    Tensor read;
-    if (layer.query_key) {
-      optional<Tensor> rotations;
-      if (in.rotations) rotations = in.rotations->select(0, hashing++);
-      read = ReformerLSHSelfAttention::forward(o.hashed(), {.query_key = *layer.query_key, .value = layer.value},
-                                               {.x = normed, .rotations = rotations, .mask = in.mask})
-                 .out;
-    } else {
-      TORCH_CHECK_VALUE(layer.query && layer.key, "reformer: layers need query_key, or query and key");
-      read = ReformerLocalSelfAttention::forward(o.local(), {.query = *layer.query, .key = *layer.key, .value = layer.value},
-                                                 {.x = normed, .mask = in.mask});
-    }
-    x1 = x1 + dropped(layer.out(read));
-    x2 = x2 + dropped(network(o, layer, x1));
+  const auto local = o.local();
+  Stack call{.x = p.row_positions && p.column_positions ? in.x + axial_positions(p, extent(in.x, 1)) : in.x,
+             .parameters = listed(p.layers),
+             .rotations = in.rotations ? optional(in.rotations->detach()) : std::nullopt,
+             .mask = in.mask,
+             .seed = in.seed,
+             .kinds = {},
+             .num_buckets = o.num_buckets,
+             .num_heads = o.num_heads,
+             .head_dim = o.head_dim,
+             .chunk_length = o.chunk_length,
+             .num_hashes = o.num_hashes,
+             .chunks_before = o.chunks_before,
+             .chunks_after = o.chunks_after,
+             .local_chunk_length = local.chunk_length,
+             .local_chunks_before = local.chunks_before,
+             .local_chunks_after = local.chunks_after,
+             .ff_chunk = o.ff_chunk,
+             .activation = static_cast<int64_t>(o.ff_activation),
+             .causal = o.causal,
+             .layer_norm_eps = o.layer_norm_eps};
+  for (const Kind kind : o.kinds()) call.kinds.push_back(static_cast<int64_t>(kind));
+  if (!in.seed) call.seed = ops::draw_seed(in.x);
+  if (training || in.seed) {
+    call.dropout = o.dropout;
+    call.lsh_dropout = o.lsh_dropout;
+    call.local_dropout = o.local_dropout;
   }
-  return p.norm(at::cat({x1, x2}, -1), o.layer_norm_eps);
+  const auto results = ops::call("foveate::_reformer_stack", std::move(call));
+  return p.norm(at::cat({results[0].toTensor(), results[1].toTensor()}, -1), o.layer_norm_eps);
 }
 
 FOVEATE_MECHANISM(Reformer)

@@ -3,6 +3,7 @@
 #pragma once
 #include <foveate/contract.h>
 #include <foveate/feed_forward.h>
+#include <foveate/kv_cache.h>
 #include <foveate/norm.h>
 
 namespace foveate {
@@ -49,7 +50,7 @@ assert out.out.shape == v.shape and out.buckets.shape == (2, 4, 4, 64))"};
     int64_t full_attn_thres = 0;
     void fields(auto&& f) {
       f("variant", variant, "l2norm: keys of unit length (paper, reformer-pytorch); rmsnorm: trax and transformers");
-      f("bucket_size", bucket_size, "L: positions of a chunk (reformer-pytorch, transformers: 64; trax: 128); 2 L must divide N, or L of rmsnorm");
+      f("bucket_size", bucket_size, "L: positions of a chunk (reformer-pytorch, transformers: 64; trax: 128)");
       f("n_buckets", n_buckets, "even numbers whose product is the number of buckets; default about N / L");
       f("n_hashes", n_hashes, "R: rounds of hashing (reformer-pytorch: 8; paper: 1 to 16)");
       f("causal", causal, "a query sees no key after it; where keys stand once sorted depends on the whole sequence");
@@ -58,8 +59,7 @@ assert out.out.shape == v.shape and out.buckets.shape == (2, 4, 4, 64))"};
       f("allow_duplicate_attention", allow_duplicate_attention,
         "a pair that meets in several rounds counts in each; False, of l2norm: once in all, as in the paper (reformer-pytorch: True)");
       f("attend_across_buckets", attend_across_buckets, "a chunk's keys of other buckets are seen (True); False is of l2norm");
-      f("rotations_per_head", rotations_per_head,
-        "a rotation is drawn for each head and sequence (reformer-pytorch: False); rmsnorm draws one for each head");
+      f("rotations_per_head", rotations_per_head, "a rotation is drawn for each head (reformer-pytorch: False); rmsnorm always does");
       f("rehash_each_round", rehash_each_round,
         "rounds have rotations of their own; False, of l2norm: one rotation, and round r takes a token's r-th best bucket");
       f("query_len", query_len, "only so many tokens are queries; the others are keys for all, even where causal");
@@ -112,10 +112,11 @@ assert layer(torch.randn(2, 32, 32)).shape == (2, 32, 32))"};
     bool rehash_each_round = true;
     int64_t full_attn_thres = 0;
     double dropout = 0;
+    double attention_dropout = 0;
     void fields(auto&& f) {
       f("embed_dim", embed_dim, "width E of the model");
       f("num_heads", num_heads, "heads, must divide embed_dim (8)");
-      f("bucket_size", bucket_size, "L: positions of a chunk; 2 L must divide N, learned keys included (64)");
+      f("bucket_size", bucket_size, "L: positions of a chunk (64)");
       f("n_buckets", n_buckets, "even numbers whose product is the number of buckets; default N / L");
       f("n_hashes", n_hashes, "rounds of hashing (8)");
       f("causal", causal, "a query sees no key after it; where keys stand once sorted depends on the whole sequence");
@@ -124,12 +125,13 @@ assert layer(torch.randn(2, 32, 32)).shape == (2, 32, 32))"};
       f("one_value_head", one_value_head, "all heads share one head of values (False)");
       f("allow_duplicate_attention", allow_duplicate_attention, "a pair that meets in several rounds counts in each; False: once in all (True)");
       f("attend_across_buckets", attend_across_buckets, "a chunk's keys of other buckets are seen (True)");
-      f("rotations_per_head", rotations_per_head, "a rotation is drawn for each head and sequence (False)");
+      f("rotations_per_head", rotations_per_head, "a rotation is drawn for each head (False)");
       f("rehash_each_round", rehash_each_round, "rounds have rotations of their own (True)");
       f("full_attn_thres", full_attn_thres, "shorter sequences are attended in full (0)");
       f("dropout", dropout, "probability of dropping entries of the result, in training (0)");
+      f("attention_dropout", attention_dropout, "probability of dropping attention weights, in training (0)");
     }
-    LSHAttention::Options hashed(const optional<int64_t>& query_len) const;
+    LSHAttention::Options hashed() const;
   };
   struct Inputs {
     Tensor x;
@@ -159,7 +161,7 @@ namespace detail {
 void reformer_chunk_fields(auto& o, auto&& f) {
   f("num_heads", o.num_heads, "heads (transformers: 12)");
   f("head_dim", o.head_dim, "width of a head (transformers: 64)");
-  f("chunk_length", o.chunk_length, "L: positions of a chunk, must divide N (transformers: 64)");
+  f("chunk_length", o.chunk_length, "L: positions of a chunk (transformers: 64)");
   f("chunks_before", o.chunks_before, "chunks before its own that a query sees; before the first comes the last (1)");
   f("chunks_after", o.chunks_after, "chunks behind its own (0)");
   f("causal", o.causal, "a query sees no key after it");
@@ -226,7 +228,7 @@ struct FOVEATE_API ReformerLocalSelfAttention {
                              .summary = "multi-head attention in chunks and their neighbours",
                              .returns = "[B,N,*] attended sequence, heads side by side",
                              .example = R"(layer = foveate.nn.ReformerLocalSelfAttention(embed_dim=32, num_heads=4, head_dim=8, chunk_length=8)
-assert layer(torch.randn(2, 32, 32)).shape == (2, 32, 32))"};
+assert layer(torch.randn(2, 30, 32)).shape == (2, 30, 32))"};
   struct Options {
     int64_t embed_dim = 256;
     int64_t num_heads = 12;
@@ -256,9 +258,11 @@ assert layer(torch.randn(2, 32, 32)).shape == (2, 32, 32))"};
       f("value", value, "values");
     }
   };
+  using State = layers::KVCache;
   static void check(const Options&);
   static Parameters init(const Options&);
   static Tensor forward(const Options&, const Parameters&, const Inputs&);
+  static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&);
 };
 
 enum class ReformerLayerKind { local, lsh };
@@ -282,14 +286,15 @@ struct FOVEATE_API ReformerLayer {
   }
 };
 
-/// The encoder of transformers: two streams, y1 = x1 + attention(norm(x2)), y2 = x2 + network(norm(y1)).
+/// The encoder of transformers: two streams, y1 = x1 + attention(norm(x2)), y2 = x2 + network(norm(y1)). The gradient reads the last streams
+/// alone and runs the layers backwards: what training keeps does not grow with their number.
 struct FOVEATE_API Reformer {
   static constexpr Form form{.card = &reformer,
                              .summary = "reversible stack of local and LSH layers, with axial positions",
                              .returns = "[B,N,*] both streams side by side, normalised: 2E features",
                              .example = R"(stack = foveate.nn.Reformer(embed_dim=16, num_heads=2, head_dim=8, inner_dim=32, chunk_length=8,
     layers=["local", "lsh"], num_buckets=[4], axial_shape=[4, 8], axial_dims=[8, 8])
-assert stack(torch.randn(2, 32, 16)).shape == (2, 32, 32))"};
+assert stack(torch.randn(2, 30, 16)).shape == (2, 30, 32))"};
   struct Options {
     int64_t embed_dim = 256;
     int64_t num_heads = 12;
@@ -301,6 +306,7 @@ assert stack(torch.randn(2, 32, 16)).shape == (2, 32, 32))"};
     std::vector<int64_t> num_buckets = {};
     int64_t chunks_before = 1;
     int64_t chunks_after = 0;
+    optional<int64_t> local_chunk_length, local_chunks_before, local_chunks_after;
     bool causal = false;
     std::vector<int64_t> axial_shape = {};
     std::vector<int64_t> axial_dims = {};
@@ -308,11 +314,16 @@ assert stack(torch.randn(2, 32, 16)).shape == (2, 32, 32))"};
     layers::Activation ff_activation = layers::Activation::relu;
     double layer_norm_eps = 1e-12;
     double dropout = 0;
+    double lsh_dropout = 0;
+    double local_dropout = 0;
     void fields(auto&& f) {
       f("embed_dim", embed_dim, "width E of the model (transformers: 256)");
       f("inner_dim", inner_dim, "inner width of the feed-forward networks (transformers: 512)");
       f("layers", layers, "kinds of the layers; default local, lsh");
       detail::reformer_chunk_fields(*this, f);
+      f("local_chunk_length", local_chunk_length, "L of the local layers, default chunk_length");
+      f("local_chunks_before", local_chunks_before, "the same of them, default chunks_before");
+      f("local_chunks_after", local_chunks_after, "the same of them, default chunks_after");
       f("num_hashes", num_hashes, "rounds of hashing (transformers: 1)");
       f("num_buckets", num_buckets, "even numbers whose product is the number of buckets; default the largest power of two up to 2 N / L");
       f("axial_shape", axial_shape, "rows and columns of the grid of positions, N or more places; empty for no positions");
@@ -320,7 +331,9 @@ assert stack(torch.randn(2, 32, 16)).shape == (2, 32, 32))"};
       f("ff_chunk", ff_chunk, "tokens that go through the networks at a time, 0 for all (0); the result is the same");
       f("ff_activation", ff_activation, "of the networks (transformers: relu)");
       f("layer_norm_eps", layer_norm_eps, "added to the variance (transformers: 1e-12)");
-      f("dropout", dropout, "probability of dropping what sublayers add, in training (transformers: 0.05)");
+      f("dropout", dropout, "probability of dropping what sublayers add, in training or where a seed is given (transformers: 0.05)");
+      f("lsh_dropout", lsh_dropout, "the same of attention weights of LSH layers (transformers: 0)");
+      f("local_dropout", local_dropout, "the same of local layers (transformers: 0.05)");
     }
     ReformerLSHSelfAttention::Options hashed() const;
     ReformerLocalSelfAttention::Options local() const;
@@ -328,11 +341,12 @@ assert stack(torch.randn(2, 32, 16)).shape == (2, 32, 32))"};
   };
   struct Inputs {
     Tensor x;
-    optional<Tensor> rotations, mask;
+    optional<Tensor> rotations, mask, seed;
     void fields(auto&& f) {
       f("x", x, "[B,N,E] embedded sequence");
       f("rotations", rotations, "[*,H,*,*,*] normal numbers of each LSH layer and head, by D, R, half the buckets; drawn if absent");
       f("mask", mask, "bool [B,N] True where a token takes part as key");
+      f("seed", seed, "int [] what rotations, where absent, and dropout are drawn from; drawn itself if absent");
     }
   };
   struct Parameters {
