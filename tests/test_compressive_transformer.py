@@ -79,3 +79,64 @@ def test_most_used_keeps_what_attention_reads_most_earlier_ones_first() -> None:
     compress = foveate.nn.MemoryCompression(embed_dim=1, ratio=2, compression="most_used")
     kept = compress(rows, torch.tensor([[0.1, 0.5, 0.2, 0.5, 0.2, 0.1]]))
     assert kept.flatten().tolist() == [1, 2, 3]
+
+
+def test_distances_have_rows_of_their_own_from_the_start() -> None:
+    ours, shifting, ids = model(), model(as_package=True), torch.randint(11, (2, 20))
+    state = None
+    for i, segment in enumerate(ids.split(4, 1)):
+        out, other = ours.step(segment, state=state), shifting.step(segment, state=state)
+        assert torch.allclose(out.logits, other.logits) == (i >= 2)  # both memories are full
+        state = out.state
+
+
+def test_losses_are_averaged_or_summed_and_drop_attention_weights_in_training() -> None:
+    one, other, ids = model().train(), model(sum_losses=True).train(), torch.randint(11, (2, 8))
+    torch.testing.assert_close(3 * one(ids).loss, other(ids).loss)
+    dropping = model(reconstruction_dropout=0.5)
+    assert dropping(ids).loss == 0
+    torch.manual_seed(2)
+    first = dropping.train()(ids)
+    torch.manual_seed(2)
+    assert torch.equal(dropping(ids).loss, first.loss) and not torch.allclose(first.loss, one(ids).loss)
+    torch.testing.assert_close(first.logits, one(ids).logits)  # it is of the loss alone
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mogrify": True},
+        {"gru_gated": False, "ff_glu": True, "memory_layers": [2, 3], "enhanced_recurrence": False},
+        {"emb_dim": 4, "mem_len": 6, "cmem_len": 4},
+    ],
+)
+def test_segments_agree_with_the_package(options: dict[str, Any]) -> None:
+    package = pytest.importorskip("compressive_transformer_pytorch")
+    torch.manual_seed(1)
+    renamed = {"gru_gated": "gru_gated_residual", "mogrify": "mogrify_gru"}
+    theirs = package.CompressiveTransformer(
+        num_tokens=11, dim=8, seq_len=4, depth=3, heads=2, cmem_ratio=2, **{renamed.get(n, n): x for n, x in options.items()}
+    ).double()
+    with torch.no_grad():
+        theirs.pos_emb.normal_()
+    ours = model(as_package=True, **options).train()
+    assert foveate.nn.load_published(ours, theirs.state_dict()) == "lucidrains/compressive-transformer-pytorch"
+    memories, state = None, None
+    for segment in torch.randint(11, (2, 26)).split(4, 1):  # the last is short
+        logits, memories, loss = theirs(segment, memories=memories)
+        out = ours.step(segment, state=state)
+        state = out.state
+        torch.testing.assert_close(out.logits, logits)
+        torch.testing.assert_close(out.loss, loss.squeeze())
+        torch.testing.assert_close(torch.stack(state[2::2]), memories.mem)
+        torch.testing.assert_close(torch.stack(state[3::2]), memories.compressed_mem)
+
+
+def test_keys_and_values_train_on_after_the_first_compression() -> None:
+    layer = model().train()
+    for _ in range(2):
+        layer.zero_grad()
+        out = layer(torch.randint(11, (2, 12)))
+        (out.logits.square().sum() + out.loss).backward()
+        assert all(block.key.weight.grad.any() and block.value.weight.grad.any() for block in layer.layers.children())

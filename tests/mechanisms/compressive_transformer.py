@@ -43,7 +43,7 @@ CASES = [
     Case("compressive_attention", SEGMENT, {**ATTENTION, "loss": "autoencoding", "mem_len": 8, "as_package": True}, given=("memory",), make=MEMORIES,
          cut=CUT, **SIZES),
     Case("compressive_attention", SEGMENT, {**ATTENTION, "seq_len": 8, "compression": "most_used"}, name="short", cut=CUT, **SIZES),
-    Case("compressive_transformer", {"B": 2, "N": 8}, MODEL, given=("mask",), make=IDS, cut=CUT, **SIZES),
+    Case("compressive_transformer", {"B": 2, "N": 8}, {**MODEL, "mogrify": True}, given=("mask",), make=IDS, cut=CUT, **SIZES),
     Case("compressive_transformer", {"B": 2, "N": 7}, {**MODEL, "memory_layers": [2], "gru_gated": False, "ff_glu": True, "emb_dim": 4,
          "zero_memory": True, "loss": "none"}, given=("reset",), make=IDS | RESET, name="plain", cut=CUT, **SIZES),
 ]  # fmt: skip

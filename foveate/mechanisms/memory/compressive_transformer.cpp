@@ -123,16 +123,17 @@ void shape_decoder(auto& p, const auto& o) {
 struct Content {
   Tensor query, key, value;
   int64_t heads;
-  Tensor read(const Tensor& x, const Tensor& rows) const {
+  layers::WeightDropout weights = {};
+  Tensor read(const Tensor& x, const Tensor& rows, int64_t part) const {
     const auto map = [&](const Tensor& w, const Tensor& y) { return split_heads(layers::map_slots(w.detach(), y), heads); };
-    return ops::attention(map(query, x.detach()), map(key, rows), map(value, rows)).out;
+    return ops::attention(map(query, x.detach()), map(key, rows), map(value, rows), weights.with({}, part)).out;
   }
 };
 
 Tensor compression_loss(const auto& o, const auto& p, const Content& content, const Tensor& x, const Tensor& rows, const Tensor& target,
                         const Tensor& compressed) {
   if (o.loss == CompressionLoss::none) return x.new_zeros({});
-  if (o.loss == CompressionLoss::attention) return distance(content.read(x, target.detach()), content.read(x, compressed));
+  if (o.loss == CompressionLoss::attention) return distance(content.read(x, target.detach(), 0), content.read(x, compressed, 1));
   TORCH_CHECK_VALUE(p.decoder_weight && p.decoder_bias, "compressive_transformer: decoder_weight and decoder_bias are needed by autoencoding");
   return autoencoding_loss(*p.decoder_weight, *p.decoder_bias, rows, compressed);
 }
@@ -268,7 +269,11 @@ Package::Outputs detail::compressive_attention(const Package::Options& o, const 
   }
   const optional<Size> ahead = o.as_package ? optional<Size>(old.count % o.ratio) : std::nullopt;
   const Tensor fresh = compress(o, p.compressor, rows, usage, ahead);
-  const Content content{.query = p.query.weight, .key = p.key.weight, .value = p.value.weight, .heads = o.num_heads};
+  const Content content{.query = p.query.weight,
+                        .key = p.key.weight,
+                        .value = p.value.weight,
+                        .heads = o.num_heads,
+                        .weights = layers::WeightDropout(o.reconstruction_dropout, {}, training && o.loss == CompressionLoss::attention, in.x)};
   const Tensor loss = compression_loss(o, p, content, in.x, rows, o.as_package ? m : rows, fresh);
   const Tensor kept = at::cat({cm, fresh}, 1).detach();
   return {.out = out, .new_memory = latest(old.all, memory_length(o)), .new_compressed = latest(kept, compressed_length(o)), .loss = loss};
@@ -282,6 +287,7 @@ void CompressiveAttention::check(const Options& o) {
                     o.seq_len, " and ", memory_length(o));
   layers::check_dropout("compressive_attention", "dropout", o.dropout);
   layers::check_dropout("compressive_attention", "attention_dropout", o.attention_dropout);
+  layers::check_dropout("compressive_attention", "reconstruction_dropout", o.reconstruction_dropout);
 }
 
 Package::Parameters CompressiveAttention::shape(const Options& o) {

@@ -182,6 +182,7 @@ assert two.out.shape == x.shape and two.new_compressed.shape == (2, 3, 16))"};
     bool as_package = false;
     double attention_dropout = 0;
     double dropout = 0;
+    double reconstruction_dropout = 0;
     void fields(auto&& f) {
       f("embed_dim", embed_dim, "width E of the model");
       f("num_heads", num_heads, "heads H, must divide embed_dim (PyPI package: 8)");
@@ -192,6 +193,7 @@ assert two.out.shape == x.shape and two.new_compressed.shape == (2, 3, 16))"};
         "the attention loss compares with");
       f("attention_dropout", attention_dropout, "probability of dropping attention weights, in training");
       f("dropout", dropout, "probability of dropping entries of the result, in training");
+      f("reconstruction_dropout", reconstruction_dropout, "the same of the attention weights in the attention loss");
     }
   };
   struct Inputs {

@@ -15,7 +15,11 @@ Tensor network(const Model::Options& o, const layers::FeedForward& p, const Tens
   return p.down(layers::dropout(active, o.ff_dropout, std::nullopt, training));
 }
 
-Tensor updated(const optional<layers::GRU>& gate, const Tensor& y, const Tensor& x) { return gate ? (*gate)(y, x) : x + y; }
+Tensor updated(const optional<layers::GRU>& gate, const optional<Mogrifier>& mogrifier, Tensor y, Tensor x) {
+  if (!gate) return x + y;
+  if (mogrifier) (*mogrifier)(y, x);
+  return (*gate)(y, x);
+}
 
 int64_t mem_len(const Model::Options& o) { return o.mem_len.value_or(o.seq_len); }
 int64_t cmem_len(const Model::Options& o) { return o.cmem_len.value_or(mem_len(o) / o.ratio); }
@@ -48,6 +52,19 @@ void move_on(const Model::Options& o, Model::State& state, const Size& n) {
 
 }  // namespace
 
+Mogrifier Mogrifier::init(int64_t width) {
+  return {.output_scale = layers::FeedForward::init(width, width / 4), .stream_scale = layers::FeedForward::init(width, width / 4)};
+}
+
+void Mogrifier::operator()(Tensor& y, Tensor& h) const {
+  constexpr int rounds = 5;  // of the Mogrifier LSTM, and of the package
+  const auto scale = [](const layers::FeedForward& map, const Tensor& x) { return 2 * map.down(map.up(x)).sigmoid(); };
+  for (int i = 0; i < rounds; ++i) {
+    if (i % 2 == 0) y = scale(output_scale, h) * y;
+    else h = scale(stream_scale, y) * h;
+  }
+}
+
 std::vector<std::size_t> Model::Options::remembering() const {
   std::vector<std::size_t> found;
   for (int64_t layer = 1; layer <= depth; ++layer) {
@@ -69,7 +86,8 @@ CompressiveAttention::Options Model::Options::attention() const {
           .loss = loss,
           .as_package = as_package,
           .attention_dropout = attention_dropout,
-          .dropout = dropout};
+          .dropout = dropout,
+          .reconstruction_dropout = reconstruction_dropout};
 }
 
 void CompressiveTransformer::check(const Options& o) {
@@ -80,6 +98,8 @@ void CompressiveTransformer::check(const Options& o) {
     TORCH_CHECK_VALUE(layer >= 1 && layer <= o.depth, "compressive_transformer: memory_layers must be numbers from 1 to depth = ", o.depth, ", got ",
                       layer);
   }
+  TORCH_CHECK_VALUE(!o.mogrify || (o.gru_gated && o.embed_dim >= 4),
+                    "compressive_transformer: mogrify needs gru_gated, and embed_dim of 4 or more, got ", o.embed_dim);
   layers::check_dropout("compressive_transformer", "ff_dropout", o.ff_dropout);
 }
 
@@ -93,6 +113,7 @@ Model::Parameters CompressiveTransformer::shape(const Options& o) {
     layer.decoder_weight = attention.decoder_weight;
     layer.decoder_bias = attention.decoder_bias;
     if (o.gru_gated) layer.attention_gate = layer.network_gate = layers::GRU{};
+    if (o.mogrify) layer.attention_mogrifier = layer.network_mogrifier = Mogrifier{};
   }
   if (o.emb_dim && *o.emb_dim != o.embed_dim) p.widen = p.narrow = layers::Linear{};
   return p;
@@ -113,12 +134,18 @@ Model::Parameters CompressiveTransformer::init(const Options& o) {
              .decoder_weight = made.decoder_weight,
              .decoder_bias = made.decoder_bias,
              .attention_gate = {},
+             .attention_mogrifier = {},
              .network_norm = layers::LayerNorm::init(E),
              .network = {.up = layers::Linear::init(E, (o.ff_glu ? 8 : 4) * E), .down = layers::Linear::init(4 * E, E)},
-             .network_gate = {}};
+             .network_gate = {},
+             .network_mogrifier = {}};
     if (o.gru_gated) {
       layer.attention_gate = layers::GRU::init(E);
       layer.network_gate = layers::GRU::init(E);
+    }
+    if (o.mogrify) {
+      layer.attention_mogrifier = Mogrifier::init(E);
+      layer.network_mogrifier = Mogrifier::init(E);
     }
     p.positions = made.positions;
   }
@@ -149,7 +176,7 @@ std::pair<Model::Outputs, Model::State> CompressiveTransformer::step(const Optio
   const Tensor here = in.mask.value_or(at::ones_symint({extent(x, 0), n}, state.seen.options()));
   const Tensor seen = at::cat({state.seen_compressed, state.seen, here}, 1);
   // Distance 0 stands at one place of the table for all layers, with memory or without.
-  const Size end = slots.empty() ? Size(o.seq_len) : o.seq_len + remembered;
+  const Size end = !o.as_package ? extent(p.positions, 1) : slots.empty() ? Size(o.seq_len) : o.seq_len + remembered;
   Tensor loss = x.new_zeros({});
   std::size_t slot = 0;
   for (std::size_t l = 0; l < p.layers.size(); ++l) {
@@ -180,12 +207,12 @@ std::pair<Model::Outputs, Model::State> CompressiveTransformer::step(const Optio
       state.memories[2 * slot + 1] = read.new_compressed;
       ++slot;
     }
-    x = updated(layer.attention_gate, read.out, x);
-    x = updated(layer.network_gate, network(o, layer.network, layer.network_norm(x), training), x);
+    x = updated(layer.attention_gate, layer.attention_mogrifier, read.out, x);
+    x = updated(layer.network_gate, layer.network_mogrifier, network(o, layer.network, layer.network_norm(x), training), x);
   }
   move_on(o, state, n);
   if (p.narrow) x = (*p.narrow)(x);
-  loss = loss * (o.reconstruction_loss_weight / static_cast<double>(std::max<std::size_t>(slots.size(), 1)));
+  loss = loss * (o.reconstruction_loss_weight / (o.sum_losses ? 1 : static_cast<double>(std::max<std::size_t>(slots.size(), 1))));
   return {{.logits = p.head(x), .loss = loss}, std::move(state)};
 }
 

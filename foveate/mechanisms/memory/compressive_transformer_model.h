@@ -6,15 +6,28 @@
 
 namespace foveate {
 
+/// Before the gate, what a sublayer puts out and the stream scale each other in turn, by 2 sigmoid(Q h) and 2 sigmoid(R y).   arXiv 1909.01792
+struct FOVEATE_API Mogrifier {
+  layers::FeedForward output_scale, stream_scale;
+  void fields(auto&& f) {
+    f("output_scale", output_scale, "Q, of low rank: from the stream to what scales the output");
+    f("stream_scale", stream_scale, "R, of low rank: from the output to what scales the stream");
+  }
+  static Mogrifier init(int64_t width);
+  void operator()(Tensor& y, Tensor& h) const;
+};
+
 struct FOVEATE_API CompressiveLayer {
   layers::LayerNorm attention_norm;
   layers::Linear query, key, value, out;
   Compressor compressor;
   optional<Tensor> decoder_weight, decoder_bias;
   optional<layers::GRU> attention_gate;
+  optional<Mogrifier> attention_mogrifier;
   layers::LayerNorm network_norm;
   layers::FeedForward network;
   optional<layers::GRU> network_gate;
+  optional<Mogrifier> network_mogrifier;
   void fields(auto&& f) {
     f("attention_norm", attention_norm, "before attention");
     f("query", query, "query projection");
@@ -25,9 +38,11 @@ struct FOVEATE_API CompressiveLayer {
     f("decoder_weight", decoder_weight, "[*,E,E] of autoencoding");
     f("decoder_bias", decoder_bias, "[*,E] of autoencoding");
     f("attention_gate", attention_gate, "gate of what attention adds");
+    f("attention_mogrifier", attention_mogrifier, "before that gate");
     f("network_norm", network_norm, "before the network");
     f("network", network, "position-wise network");
     f("network_gate", network_gate, "gate of what the network adds");
+    f("network_mogrifier", network_mogrifier, "before that gate");
   }
 };
 
@@ -61,11 +76,14 @@ assert torch.allclose(torch.cat(outs, 1), whole, atol=1e-5))"};
     std::vector<int64_t> memory_layers = {};
     bool enhanced_recurrence = true;
     bool gru_gated = true;
+    bool mogrify = false;
     bool ff_glu = false;
     bool zero_memory = false;
     double reconstruction_loss_weight = 1;
+    bool sum_losses = false;
     double attention_dropout = 0;
     double dropout = 0;
+    double reconstruction_dropout = 0;
     double ff_dropout = 0;
     void fields(auto&& f) {
       f("vocab_size", vocab_size, "tokens that ids name", required);
@@ -74,17 +92,23 @@ assert torch.allclose(torch.cat(outs, 1), whole, atol=1e-5))"};
       f("num_heads", num_heads, "heads H, must divide embed_dim (8)");
       f("seq_len", seq_len, "tokens of a segment; a shorter last one leaves the memories as they are");
       detail::compressive_memory_fields(*this, f);
-      f("as_package", as_package, "what the PyPI package does where it departs from the paper, see CompressiveAttention");
+      f("as_package", as_package,
+        "what the PyPI package does where it departs from the paper, see CompressiveAttention; and a distance moves down the table of positions as "
+        "the "
+        "memories fill");
       f("emb_dim", emb_dim, "width of the embeddings, projected to E; default E");
       f("memory_layers", memory_layers, "layers with memory, the first is 1; empty for all");
       f("enhanced_recurrence", enhanced_recurrence,
         "each layer reads the memories that the one above left, the last those of the first (PyPI package: True)");
       f("gru_gated", gru_gated, "what a sublayer puts out updates the stream by a GRU; False: it is added (PyPI package: True)");
+      f("mogrify", mogrify, "a Mogrifier stands before each gate (PyPI package: False)");
       f("ff_glu", ff_glu, "the network gates half of its inner features with the other (PyPI package: False)");
       f("zero_memory", zero_memory, "the memories start as zeros of full length, seen by all, as in the paper; False: they grow from nothing");
       f("reconstruction_loss_weight", reconstruction_loss_weight, "multiplies the loss (PyPI package: 1)");
+      f("sum_losses", sum_losses, "the losses of layers are summed, as in the paper; False: averaged (PyPI package)");
       f("attention_dropout", attention_dropout, "probability of dropping attention weights, in training");
       f("dropout", dropout, "the same of entries of what attention puts out");
+      f("reconstruction_dropout", reconstruction_dropout, "the same of the attention weights in the attention loss");
       f("ff_dropout", ff_dropout, "the same inside the network");
     }
     std::vector<std::size_t> remembering() const;
@@ -117,7 +141,7 @@ assert torch.allclose(torch.cat(outs, 1), whole, atol=1e-5))"};
     Tensor logits, loss;
     void fields(auto&& f) {
       f("logits", logits, "[B,N,*] logits of the next tokens");
-      f("loss", loss, "[] of the compressions, a mean over layers with memory; 0 outside training");
+      f("loss", loss, "[] of the compressions, a mean or sum over layers with memory; 0 outside training");
     }
   };
   /// Memories, cut off from the gradient between segments as published; rows of B may be reordered or dropped.

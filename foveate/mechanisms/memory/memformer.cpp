@@ -13,7 +13,7 @@ Tensor attend_from_slots(const Tensor& q, const Tensor& own_key, const Tensor& o
 }
 
 Tensor memory_or_first(const optional<Tensor>& memory, const optional<Tensor>& reset, const Tensor& first, const Size& batch) {
-  const Tensor begun = first.unsqueeze(0).expand_symint({batch, -1, -1});
+  Tensor begun = first.unsqueeze(0).expand_symint({batch, -1, -1});
   if (!memory) return begun;
   return reset ? at::where(reset->unsqueeze(-1).unsqueeze(-1), begun, *memory) : *memory;
 }
