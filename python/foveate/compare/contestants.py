@@ -80,6 +80,17 @@ def _bounded(size: Size) -> dict[str, Any]:
     return _layer(size) | {"max_len": size.length}
 
 
+def _hashing(size: Size) -> dict[str, Any]:
+    """Chunks that divide the length, which need not be a power of two."""
+    chunk = next((c for c in range(_near(size, 64), 1, -1) if size.length % (2 * c) == 0), 1)
+    return _layer(size) | {"bucket_size": chunk, "n_hashes": 4}
+
+
+def _routing(size: Size) -> dict[str, Any]:
+    window = _near(size, 64)
+    return _layer(size) | {"window_size": window, "num_clusters": max(1, size.length // window)}
+
+
 def _near(size: Size, most: int) -> int:
     """What a name says, but no more than an eighth of a short sequence: a window that sees everything would show nothing."""
     return min(most, max(4, size.length // 8))
@@ -157,6 +168,7 @@ ROWS: tuple[Row, ...] = (
     Row("DietAttention", "Diet (dilated with memory, layer 4, causal)", "qkv", "different", lambda size: {"layer": 4, "pattern": "dilated_mem"}),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
+    Row("ProbSparseAttention", "Informer (ProbSparse, factor 5)", "qkv", "approximate"),
     Row("ClusteredAttention", "Clustered (100 clusters)", "qkv", "approximate", lambda size: {"clusters": _near(size, 100)}),
     Row("ImprovedClusteredAttention", "Improved clustered (100 clusters, 32 keys)", "qkv", "approximate", _improved),
     Row("ScramAttention", "SCRAM (4 iterations)", "qkv", "approximate", lambda size: {"search_levels": math.ceil(math.log2(size.length))}),
@@ -175,6 +187,8 @@ ROWS: tuple[Row, ...] = (
     Row("SlimPerformerLayer", "SLiM Performer layer (causal)", "vectors", "different", _slim),
     Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
     Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(size)),
+    Row("LSHSelfAttention", "Reformer layer (4 rounds, chunks of 64)", "vectors", "different", _hashing),
+    Row("RoutingSelfAttention", "Routing Transformer layer (windows of 64)", "vectors", "different", _routing),
     Row("Nystromformer", "Nystromformer layer (64 landmarks)", "vectors", "different", _layer),
     Row("Synthesizer", "Synthesizer layer (dense)", "vectors", "different", _bounded),
     Row("Synthesizer", "Synthesizer layer (random)", "vectors", "different", lambda size: _bounded(size) | {"kinds": ["random"]}),
@@ -217,9 +231,7 @@ ROWS: tuple[Row, ...] = (
     Row("AxialAttention", "Axial attention (rows + columns)", "map", "different", _axial),
     Row("InterlacedSparseBlock", "Interlaced sparse block (tiles of 8 by 8)", "map", "different", _interlaced),
     Row("LambdaLayer", "Lambda layer (window of 7)", "map", "different", lambda size: {"in_channels": size.width, "r": 7}),
-    Row(
-        "LightNonLocalBlock", "LightNL block (1/4 compared)", "map", "different", lambda size: {"in_channels": size.width, "ratio": 0.25}
-    ),
+    Row("LightNonLocalBlock", "LightNL block (1/4 compared)", "map", "different", lambda size: {"in_channels": size.width, "ratio": 0.25}),
     Row("FractalAttention", "FracTAL attention", "map", "different", lambda size: {"channels": size.width}),
 )
 
@@ -261,6 +273,15 @@ REASONS = {
     "Memformer": "is a whole model",
     "MemBartLayer": "attends to a memory from segments before",
     "MemBartEncoder": "is a whole model",
+    "InformerEncoder": "is a whole model",
+    "InformerStack": "is a whole model",
+    "InformerDecoderLayer": "takes a second sequence",
+    "LSHAttention": "takes queries that are keys, too",
+    "ReformerLSHSelfAttention": "is the LSH layer without the output projection",
+    "ReformerLocalSelfAttention": "is attention in chunks without the output projection",
+    "Reformer": "is a whole model",
+    "RoutingAttention": "takes centroids",
+    "RoutingCentroids": "gives centroids",
     "RotaryEmbedding": "is a part of RotaryAttention",
     "NonLocalAttention": "is exact attention with a scale of its own",
     "LongformerBlockAttention": "is Longformer by blocks",
