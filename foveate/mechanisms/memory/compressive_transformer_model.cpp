@@ -213,7 +213,7 @@ std::pair<Model::Outputs, Model::State> CompressiveTransformer::step(const Optio
   move_on(o, state, n);
   if (p.narrow) x = (*p.narrow)(x);
   loss = loss * (o.reconstruction_loss_weight / (o.sum_losses ? 1 : static_cast<double>(std::max<std::size_t>(slots.size(), 1))));
-  return {{.logits = p.head(x), .loss = loss}, std::move(state)};
+  return {Outputs{.logits = p.head(x), .loss = loss}, std::move(state)};
 }
 
 Model::Outputs CompressiveTransformer::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
