@@ -9,6 +9,9 @@ namespace foveate::kernels {
 struct MergeAttention;
 template <class scalar> struct Softmax;
 template <class scalar> struct Linear;
+template <class scalar> struct Edges;
+template <class scalar> struct Matches;
+struct Codes;
 
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
 template <class scalar> struct SoftmaxEngine {
@@ -30,6 +33,22 @@ template <class scalar> struct LinearEngine {
   long vector;  ///< widths are padded to a multiple of this
 };
 
+template <class scalar> struct EdgeEngine {
+  void (*list)(const Edges<scalar>&, long begin, long end, long* scratch);       ///< tasks: every list; scratch: keys
+  void (*forward)(const Edges<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: rows of every (b, h); scratch: longest row
+  void (*backward_rows)(const Edges<scalar>&, long begin, long end);             ///< the same
+  void (*backward_columns)(const Edges<scalar>&, long begin, long end);          ///< tasks: every (b, h)
+};
+
+/// What chooses: who attends to whom.
+template <class scalar> struct SelectionEngine {
+  void (*match)(const Matches<scalar>&, long begin, long end);                                               ///< tasks: every (b, h)
+  void (*largest)(const scalar* x, long width, long k, long* places, long begin, long end);                  ///< tasks: rows
+  void (*segment_sum)(const scalar* x, const long* groups, long rows, long count, long width, scalar* sums,  ///< tasks: every (b, h)
+                      long begin, long end);
+  void (*take_rows)(const scalar* x, const long* groups, long rows, long count, long width, scalar* taken, long begin, long end);
+};
+
 struct Kernels {
   void (*merge_attention_float)(const MergeAttention&, long begin, long end);
   void (*merge_attention_double)(const MergeAttention&, long begin, long end);
@@ -37,6 +56,11 @@ struct Kernels {
   const SoftmaxEngine<double>* softmax_double;
   const LinearEngine<float>* linear_float;
   const LinearEngine<double>* linear_double;
+  const EdgeEngine<float>* edges_float;
+  const EdgeEngine<double>* edges_double;
+  const SelectionEngine<float>* selection_float;
+  const SelectionEngine<double>* selection_double;
+  void (*cluster_codes)(const Codes&, long begin, long end);  ///< tasks: every (b, h)
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
@@ -47,6 +71,11 @@ struct Kernels {
   extern const SoftmaxEngine<double> softmax_double;                        \
   extern const LinearEngine<float> linear_float;                            \
   extern const LinearEngine<double> linear_double;                          \
+  extern const EdgeEngine<float> edges_float;                               \
+  extern const EdgeEngine<double> edges_double;                             \
+  extern const SelectionEngine<float> selection_float;                      \
+  extern const SelectionEngine<double> selection_double;                    \
+  void cluster_codes(const Codes&, long begin, long end);                   \
   extern const Kernels table;                                               \
   }
 FOVEATE_CAPABILITY(DEFAULT)

@@ -8,6 +8,11 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .softmax_float = &softmax_float,
                     .softmax_double = &softmax_double,
                     .linear_float = &linear_float,
-                    .linear_double = &linear_double};
+                    .linear_double = &linear_double,
+                    .edges_float = &edges_float,
+                    .edges_double = &edges_double,
+                    .selection_float = &selection_float,
+                    .selection_double = &selection_double,
+                    .cluster_codes = cluster_codes};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY
