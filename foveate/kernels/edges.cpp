@@ -10,6 +10,9 @@
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
 
+/// The list of head bh of all.
+template <class scalar> inline long list_of(const Edges<scalar>& a, long bh) { return bh / a.H * a.G + (a.G > 1 ? bh % a.H : 0); }
+
 template <class scalar> void list(const Edges<scalar>& a, long begin, long end, long* last) {
   for (long bg = begin; bg < end; ++bg) {
     const long b = bg / a.G, g = bg % a.G, each = a.N > 0 ? a.L / a.N : 0;
@@ -57,7 +60,7 @@ template <class scalar> inline scalar kept(const Edges<scalar>& a, long bhn, lon
 
 template <class scalar> void forward(const Edges<scalar>& a, long begin, long end, scalar* s) {
   for (long bhn = begin; bhn < end; ++bhn) {
-    const long bh = bhn / a.N, n = bhn % a.N, of = a.list_of(bh / a.H, bh % a.H);
+    const long bh = bhn / a.N, n = bhn % a.N, of = list_of(a, bh);
     const long *row = a.row + of * (a.N + 1), *key = a.key + of * a.L + row[n], count = row[n + 1] - row[n];
     const scalar *q = a.q + bhn * a.D, *k = a.k + bh * a.M * a.D, *v = a.v + bh * a.M * a.Dv;
     scalar* out = a.out + bhn * a.Dv;
@@ -81,7 +84,7 @@ template <class scalar> void forward(const Edges<scalar>& a, long begin, long en
 
 template <class scalar> void backward_rows(const Edges<scalar>& a, long begin, long end) {
   for (long bhn = begin; bhn < end; ++bhn) {
-    const long bh = bhn / a.N, n = bhn % a.N, of = a.list_of(bh / a.H, bh % a.H);
+    const long bh = bhn / a.N, n = bhn % a.N, of = list_of(a, bh);
     const long *row = a.row + of * (a.N + 1), *key = a.key + of * a.L + row[n], count = row[n + 1] - row[n];
     const scalar *q = a.q + bhn * a.D, *k = a.k + bh * a.M * a.D, *v = a.v + bh * a.M * a.Dv, *d_out = a.d_out + bhn * a.Dv;
     scalar *weight = a.weight + bh * a.L + row[n], *d_score = a.d_score + bh * a.L + row[n], *d_q = a.d_q + bhn * a.D;
@@ -102,7 +105,7 @@ template <class scalar> void backward_rows(const Edges<scalar>& a, long begin, l
 
 template <class scalar> void backward_columns(const Edges<scalar>& a, long begin, long end) {
   for (long bh = begin; bh < end; ++bh) {  // query by query: each key of a head is added to in one order, whatever the number of threads
-    const long of = a.list_of(bh / a.H, bh % a.H);
+    const long of = list_of(a, bh);
     const long *row = a.row + of * (a.N + 1), *key = a.key + of * a.L;
     scalar *d_k = a.d_k + bh * a.M * a.D, *d_v = a.d_v + bh * a.M * a.Dv;
     for (long d = 0; d < a.M * a.D; ++d) d_k[d] = 0;

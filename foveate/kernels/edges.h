@@ -27,8 +27,6 @@ template <class scalar> struct Edges {
   const scalar *d_out, *d_lse;  // d_lse may be null
   scalar *weight, *d_score;     // [B,H,L] of each entry: what multiplies its value, and the gradient of q.k
   scalar *d_q, *d_k, *d_v;      // like q, k, v
-
-  long list_of(long b, long h) const { return b * G + (G > 1 ? h : 0); }
 };
 
 }  // namespace foveate::kernels

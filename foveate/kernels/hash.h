@@ -1,7 +1,8 @@
 // What draws of dropout are made of.
 #pragma once
 
-namespace foveate::kernels {
+namespace foveate::kernels::CPU_CAPABILITY {
+namespace {
 
 /// A bijection of 32 bits that scatters them. ops/attention_formula.cpp does the same.
 inline unsigned mixed(unsigned x) {
@@ -10,4 +11,5 @@ inline unsigned mixed(unsigned x) {
   return x ^ x >> 16;
 }
 
-}  // namespace foveate::kernels
+}  // namespace
+}  // namespace foveate::kernels::CPU_CAPABILITY

@@ -69,10 +69,12 @@ Tensor take_rows_cpu(const Tensor& x_given, const Tensor& groups) {
 }
 
 Gradients segment_sum_backward_cpu(const Backward& call, const Tensor&, const Tensor& groups, int64_t) {
+  if (!call.gradients[0].defined()) return std::nullopt;
   return std::vector<Tensor>{take_rows_cpu(call.gradients[0], groups)};
 }
 
 Gradients take_rows_backward_cpu(const Backward& call, const Tensor& x, const Tensor& groups) {
+  if (!call.gradients[0].defined()) return std::nullopt;
   return std::vector<Tensor>{segment_sum_cpu(call.gradients[0], groups, x.size(2))};
 }
 
