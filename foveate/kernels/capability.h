@@ -13,6 +13,9 @@ template <class scalar> struct WindowSumEngine;
 template <class scalar> struct ProductKeysEngine;
 template <class scalar> struct LatticeEngine;
 template <class scalar> struct Cluster;
+template <class scalar> struct Edges;
+template <class scalar> struct Matches;
+struct Codes;
 
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
 template <class scalar> struct SoftmaxEngine {
@@ -41,6 +44,22 @@ template <class scalar> struct ClusterEngine {
   long (*backward_room)(const Cluster<scalar>&);
 };
 
+template <class scalar> struct EdgeEngine {
+  void (*list)(const Edges<scalar>&, long begin, long end, long* scratch);       ///< tasks: every list; scratch: keys
+  void (*forward)(const Edges<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: rows of every (b, h); scratch: longest row
+  void (*backward_rows)(const Edges<scalar>&, long begin, long end);             ///< the same
+  void (*backward_columns)(const Edges<scalar>&, long begin, long end);          ///< tasks: every (b, h)
+};
+
+/// What chooses: who attends to whom.
+template <class scalar> struct SelectionEngine {
+  void (*match)(const Matches<scalar>&, long begin, long end);                                               ///< tasks: every (b, h)
+  void (*largest)(const scalar* x, long width, long k, long* places, long begin, long end);                  ///< tasks: rows
+  void (*segment_sum)(const scalar* x, const long* groups, long rows, long count, long width, scalar* sums,  ///< tasks: every (b, h)
+                      long begin, long end);
+  void (*take_rows)(const scalar* x, const long* groups, long rows, long count, long width, scalar* taken, long begin, long end);
+};
+
 struct Kernels {
   void (*merge_attention_float)(const MergeAttention&, long begin, long end);
   void (*merge_attention_double)(const MergeAttention&, long begin, long end);
@@ -56,6 +75,11 @@ struct Kernels {
   const LatticeEngine<double>* lattice_double;
   const ClusterEngine<float>* cluster_float;
   const ClusterEngine<double>* cluster_double;
+  const EdgeEngine<float>* edges_float;
+  const EdgeEngine<double>* edges_double;
+  const SelectionEngine<float>* selection_float;
+  const SelectionEngine<double>* selection_double;
+  void (*cluster_codes)(const Codes&, long begin, long end);  ///< tasks: every (b, h)
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
@@ -74,6 +98,11 @@ struct Kernels {
   extern const LatticeEngine<double> lattice_double;                        \
   extern const ClusterEngine<float> cluster_float;                          \
   extern const ClusterEngine<double> cluster_double;                        \
+  extern const EdgeEngine<float> edges_float;                               \
+  extern const EdgeEngine<double> edges_double;                             \
+  extern const SelectionEngine<float> selection_float;                      \
+  extern const SelectionEngine<double> selection_double;                    \
+  void cluster_codes(const Codes&, long begin, long end);                   \
   extern const Kernels table;                                               \
   }
 FOVEATE_CAPABILITY(DEFAULT)

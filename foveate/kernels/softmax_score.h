@@ -1,6 +1,7 @@
 // From products to scores, and the gradients of all that is added on the way: biases, tables by distance, masks, the softcap, dropout.
 #pragma once
 #include "kernels/copy.h"
+#include "kernels/hash.h"
 #include "kernels/softmax_tiles.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
@@ -232,12 +233,6 @@ template <class scalar> void add_gradients(const Softmax<scalar>& a, const Query
 }
 
 // --- dropout ---------------------------------------------------------------------------------------------------------------------------
-
-inline unsigned mixed(unsigned x) {  // a bijection of 32 bits that scatters them
-  x = (x ^ x >> 16) * 0x7feb352du;
-  x = (x ^ x >> 15) * 0x846ca68bu;
-  return x ^ x >> 16;
-}
 
 template <class scalar> bool drops(const Softmax<scalar>& a) { return a.keep.data || a.drawn; }
 

@@ -16,6 +16,11 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .lattice_float = &lattice_float,
                     .lattice_double = &lattice_double,
                     .cluster_float = &cluster_float,
-                    .cluster_double = &cluster_double};
+                    .cluster_double = &cluster_double,
+                    .edges_float = &edges_float,
+                    .edges_double = &edges_double,
+                    .selection_float = &selection_float,
+                    .selection_double = &selection_double,
+                    .cluster_codes = cluster_codes};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY

@@ -1,5 +1,10 @@
-#include <foveate/attention_formula.h>
 #include <foveate/edge_attention.h>
+
+#include "kernels/dispatch.h"
+#include "kernels/edges.h"
+
+#include <ATen/Parallel.h>
+#include <foveate/attention_formula.h>
 #include <foveate/op.h>
 
 #include <limits>
@@ -43,8 +48,9 @@ Result edge_attention_formula(const Tensor& q_given, const Tensor& k_given, cons
   const auto by_head = [&](const Tensor& x) { return x.expand({B, H, L}); };
   const auto rows = [&](const Tensor& x, const Tensor& index) { return x.gather(2, by_head(index).unsqueeze(3).expand({B, H, L, x.size(3)})); };
   const Tensor query = by_head(e.from);  // [B,H,L]
-  Tensor s = (rows(q, e.from) * rows(k, e.to)).sum(-1) * scale;
-  s = s.masked_fill(by_head(e.taken).logical_not(), low);
+  const Tensor hidden = by_head(e.taken).logical_not();
+  Tensor s = (rows(q, e.from) * rows(k, e.to).masked_fill(hidden.unsqueeze(3), 0)).sum(-1) * scale;
+  s = s.masked_fill(hidden, low);
   Tensor top = at::full({B, H, N}, low, q.options()).scatter_reduce(2, query, s.detach(), "amax");
   top = top.masked_fill(top == low, 0);
   Tensor w = (s - top.gather(2, query)).exp();
@@ -56,7 +62,7 @@ Result edge_attention_formula(const Tensor& q_given, const Tensor& k_given, cons
     const Tensor head = at::arange(B * H, to.options()).view({B, H, 1});
     w = w * kept_by_seed(head * N + query, by_head(e.to), *dropout_seed, dropout).to(type) / (1 - dropout);
   }
-  const Tensor parts = w.unsqueeze(3) * rows(v, e.to);  // [B,H,L,Dv]
+  const Tensor parts = w.unsqueeze(3) * rows(v, e.to).masked_fill(hidden.unsqueeze(3), 0);  // [B,H,L,Dv]; what is hidden may hold anything
   const Tensor out = at::zeros({B, H, N, v.size(3)}, q.options()).scatter_add(2, query.unsqueeze(3).expand_as(parts), parts) / safe.unsqueeze(3);
   return {out.to(q_given.scalar_type()).contiguous(), lse.contiguous(), degree.contiguous()};
 }
@@ -69,6 +75,111 @@ Result edge_attention_meta(const Tensor& q, const Tensor&, const Tensor& v, cons
           to.new_empty_symint({B, extent(to, 1), N})};
 }
 
+template <class scalar> const kernels::EdgeEngine<scalar>& engine() {
+  if constexpr (std::is_same_v<scalar, double>) return *cpu_kernels().edges_double;
+  else return *cpu_kernels().edges_float;
+}
+
+/// The arguments of a call as the kernels take them, and the lists sorted by query.
+template <class scalar> struct Prepared {
+  at::ScalarType type = c10::CppTypeToScalarType<scalar>::value;
+  Tensor q, k, v, to, from, key_mask, row, key, degree;
+  kernels::Edges<scalar> a{};
+
+  Tensor exact(const Tensor& x) const { return x.to(type).contiguous(); }
+
+  Prepared(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given, const Tensor& to_given, const optional<Tensor>& from_given,
+           const optional<Tensor>& mask, const optional<Tensor>& seed, double scale, double dropout)
+      : q(exact(q_given)), k(exact(k_given)), v(exact(v_given)) {
+    a.B = q.size(0), a.H = q.size(1), a.N = q.size(2), a.M = k.size(2), a.D = q.size(3), a.Dv = v.size(3);
+    a.G = to_given.size(1), a.L = to_given.size(2);
+    const auto listed = [&](const Tensor& given, Tensor& kept, const long*& data, long& batch, long& list) {
+      kept = given.stride(2) == 1 || a.L <= 1 ? given : given.contiguous();
+      data = kept.const_data_ptr<int64_t>();
+      batch = kept.size(0) > 1 ? kept.stride(0) : 0;
+      list = kept.stride(1);
+    };
+    listed(to_given, to, a.to, a.to_batch, a.to_list);
+    if (from_given) listed(*from_given, from, a.from, a.from_batch, a.from_list);
+    if (mask) key_mask = mask->contiguous();
+    a.key_mask = mask ? reinterpret_cast<const unsigned char*>(key_mask.const_data_ptr<bool>()) : nullptr;
+    row = at::empty({a.B, a.G, a.N + 1}, to.options());
+    key = at::empty({a.B, a.G, a.L}, to.options());
+    degree = at::empty({a.B, a.G, a.N}, to.options());
+    a.row = row.mutable_data_ptr<int64_t>(), a.key = key.mutable_data_ptr<int64_t>(), a.degree = degree.mutable_data_ptr<int64_t>();
+    a.q = q.template const_data_ptr<scalar>(), a.k = k.template const_data_ptr<scalar>(), a.v = v.template const_data_ptr<scalar>();
+    a.scale = static_cast<scalar>(scale);
+    a.drops = seed.has_value();
+    if (seed) a.seed = static_cast<unsigned>(seed->template item<int64_t>());
+    a.threshold = static_cast<unsigned>(dropout * 4294967296.0);
+    a.kept_share = static_cast<scalar>(1 / (1 - dropout));
+    at::parallel_for(0, a.B * a.G, 1, [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> scratch(static_cast<std::size_t>(a.M));
+      engine<scalar>().list(a, begin, end, scratch.data());
+    });
+  }
+};
+
+constexpr int64_t queries_a_thread = 16;
+
+template <class scalar> Result forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& to, const optional<Tensor>& from,
+                                       const optional<Tensor>& key_mask, const optional<Tensor>& seed, double scale, double dropout) {
+  Prepared<scalar> p(q, k, v, to, from, key_mask, seed, scale, dropout);
+  auto& a = p.a;
+  Tensor out = at::empty({a.B, a.H, a.N, a.Dv}, p.q.options()), lse = at::empty({a.B, a.H, a.N}, p.q.options());
+  a.out = out.mutable_data_ptr<scalar>(), a.lse = lse.mutable_data_ptr<scalar>();
+  const auto longest = static_cast<std::size_t>(std::min(a.M, a.L));
+  at::parallel_for(0, a.B * a.H * a.N, queries_a_thread, [&](int64_t begin, int64_t end) {
+    std::vector<scalar> scratch(longest);
+    engine<scalar>().forward(a, begin, end, scratch.data());
+  });
+  return {out.to(q.scalar_type()), lse, p.degree};
+}
+
+template <class scalar> std::vector<Tensor> backward(const Backward& call, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& to,
+                                                     const optional<Tensor>& from, const optional<Tensor>& key_mask, const optional<Tensor>& seed,
+                                                     double scale, double dropout) {
+  Prepared<scalar> p(q, k, v, to, from, key_mask, seed, scale, dropout);
+  auto& a = p.a;
+  const Tensor out = p.exact(call.results[0]), lse = call.results[1].contiguous();
+  const Tensor d_out = call.gradients[0].defined() ? p.exact(call.gradients[0]) : at::zeros_like(out);
+  const Tensor d_lse = call.gradients[1].defined() ? p.exact(call.gradients[1]) : Tensor();
+  Tensor d_q = at::empty_like(p.q), d_k = at::empty_like(p.k), d_v = at::empty_like(p.v);
+  Tensor weight = at::empty({a.B, a.H, a.L}, p.q.options()), d_score = at::empty_like(weight);
+  a.out = const_cast<scalar*>(out.const_data_ptr<scalar>());  // NOLINT: read only in the backward
+  a.lse = const_cast<scalar*>(lse.const_data_ptr<scalar>());  // NOLINT
+  a.d_out = d_out.const_data_ptr<scalar>(), a.d_lse = d_lse.defined() ? d_lse.const_data_ptr<scalar>() : nullptr;
+  a.weight = weight.mutable_data_ptr<scalar>(), a.d_score = d_score.mutable_data_ptr<scalar>();
+  a.d_q = d_q.mutable_data_ptr<scalar>(), a.d_k = d_k.mutable_data_ptr<scalar>(), a.d_v = d_v.mutable_data_ptr<scalar>();
+  at::parallel_for(0, a.B * a.H * a.N, queries_a_thread, [&](int64_t begin, int64_t end) { engine<scalar>().backward_rows(a, begin, end); });
+  at::parallel_for(0, a.B * a.H, 1, [&](int64_t begin, int64_t end) { engine<scalar>().backward_columns(a, begin, end); });
+  std::vector<Tensor> found;
+  Wanted wanted(call);
+  give(found, wanted(q), q, [&] { return d_q; });
+  give(found, wanted(k), k, [&] { return d_k; });
+  give(found, wanted(v), v, [&] { return d_v; });
+  return found;
+}
+
+bool empty(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& to) {
+  return q.numel() == 0 || k.numel() == 0 || v.numel() == 0 || to.numel() == 0;
+}
+
+Result edge_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& to, const optional<Tensor>& from,
+                          const optional<Tensor>& key_mask, const optional<Tensor>& seed, double scale, double dropout) {
+  if (empty(q, k, v, to)) return edge_attention_formula(q, k, v, to, from, key_mask, seed, scale, dropout);
+  if (q.scalar_type() == at::kDouble) return forward<double>(q, k, v, to, from, key_mask, seed, scale, dropout);
+  return forward<float>(q, k, v, to, from, key_mask, seed, scale, dropout);
+}
+
+Gradients edge_attention_backward_cpu(const Backward& call, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& to,
+                                      const optional<Tensor>& from, const optional<Tensor>& key_mask, const optional<Tensor>& seed, double scale,
+                                      double dropout) {
+  if (empty(q, k, v, to)) return std::nullopt;
+  if (q.scalar_type() == at::kDouble) return backward<double>(call, q, k, v, to, from, key_mask, seed, scale, dropout);
+  return backward<float>(call, q, k, v, to, from, key_mask, seed, scale, dropout);
+}
+
 /// Refuses a list of edges that does not go with q.
 void check_list(const char* name, const Tensor& list, const Tensor& q) {
   TORCH_CHECK_TYPE(list.scalar_type() == at::kLong, "edge_attention: ", name, " must be int64, got ", list.scalar_type());
@@ -79,10 +190,11 @@ void check_list(const char* name, const Tensor& list, const Tensor& q) {
 
 }  // namespace
 
-FOVEATE_OP(edge_attention,
-           "_edge_attention(Tensor q, Tensor k, Tensor v, Tensor to, Tensor? start, Tensor? key_mask, Tensor? dropout_seed, float scale, "
-           "float dropout) -> (Tensor out, Tensor lse, Tensor degree)",
-           {.formula = &edge_attention_formula, .meta = &edge_attention_meta})
+FOVEATE_OP(
+    edge_attention,
+    "_edge_attention(Tensor q, Tensor k, Tensor v, Tensor to, Tensor? start, Tensor? key_mask, Tensor? dropout_seed, float scale, "
+    "float dropout) -> (Tensor out, Tensor lse, Tensor degree)",
+    {.formula = &edge_attention_formula, .meta = &edge_attention_meta, .cpu = &edge_attention_cpu, .cpu_backward = &edge_attention_backward_cpu})
 
 AlongEdges edge_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& to, const EdgeAttention& o) {
   check_qkv("edge_attention", q, k, v);

@@ -1,6 +1,11 @@
+#include <foveate/patch_match.h>
+
+#include "kernels/dispatch.h"
+#include "kernels/selection.h"
+
+#include <ATen/Parallel.h>
 #include <foveate/attention_formula.h>
 #include <foveate/op.h>
-#include <foveate/patch_match.h>
 
 #include <limits>
 
@@ -17,6 +22,10 @@ struct Grid {
   /// The first or the second of two: height, width, height, width.
   static Grid of(c10::SymIntArrayRef sizes, std::size_t which) {
     return {sizes[2 * which].guard_int(__FILE__, __LINE__), sizes[2 * which + 1].guard_int(__FILE__, __LINE__)};
+  }
+  /// Of the random search.
+  double radius(int64_t level, double decay) const {
+    return static_cast<double>(std::max(height, width)) * std::pow(decay, static_cast<double>(level));
   }
   bool holds(int64_t y, int64_t x) const { return y >= 0 && y < height && x >= 0 && x < width; }
 };
@@ -60,9 +69,8 @@ struct Search {
   /// Tries keys at random: steps [levels,B,H,n,2].
   void wander(Found& f, const Tensor& steps, double decay) const {
     const Tensor y = f.match.floor_divide(keys.width), x = f.match.remainder(keys.width), all = at::ones_like(f.match, at::kBool);
-    const auto largest = static_cast<double>(std::max(keys.height, keys.width));
     for (int64_t level = 0; level < steps.size(0); ++level) {
-      const Tensor by = (steps.select(0, level) * (largest * std::pow(decay, level))).round().to(at::kLong);
+      const Tensor by = (steps.select(0, level) * keys.radius(level, decay)).round().to(at::kLong);
       offer(f, (y + by.select(-1, 0)).clamp(0, keys.height - 1), (x + by.select(-1, 1)).clamp(0, keys.width - 1), all);
     }
   }
@@ -125,6 +133,53 @@ Tensor patch_match_formula(const Tensor& q_given, const Tensor& k_given, const T
   return at::stack(trail);
 }
 
+template <class scalar> Tensor matched(const kernels::SelectionEngine<scalar>& engine, const Tensor& q_given, const Tensor& k_given,
+                                       const Tensor& start_given, const Tensor& steps_given, const optional<Tensor>& past_given,
+                                       const optional<Tensor>& mask_given, c10::SymIntArrayRef grids, bool is_scan, double decay, bool causal) {
+  const auto type = c10::CppTypeToScalarType<scalar>::value;
+  const Tensor q = q_given.detach().to(type).contiguous(), k = k_given.detach().to(type).contiguous(), start = start_given.contiguous();
+  const Tensor steps = steps_given.detach().to(at::kDouble).contiguous(), mask = mask_given ? mask_given->contiguous() : Tensor();
+  const Tensor past = past_given ? past_given->contiguous() : Tensor();
+  const Grid queries = Grid::of(grids, 0), keys = Grid::of(grids, 1);
+  const int64_t B = q.size(0), H = q.size(1), n = q.size(2), m = past_given ? past.size(3) : 0, T = steps.size(0), levels = steps.size(1);
+  std::vector<double> radius;
+  for (int64_t level = 0; level < levels; ++level) radius.push_back(keys.radius(level, decay));
+  Tensor trail = at::empty({T + 1, B, H, m + n}, start.options()), score = at::empty({B, H, n}, q.options());
+  const kernels::Matches<scalar> a{.H = H,
+                                   .N = m + n,
+                                   .m = m,
+                                   .M = k.size(2),
+                                   .D = q.size(3),
+                                   .iterations = T,
+                                   .levels = levels,
+                                   .heads = B * H,
+                                   .q = q.template const_data_ptr<scalar>(),
+                                   .k = k.template const_data_ptr<scalar>(),
+                                   .start = start.const_data_ptr<int64_t>(),
+                                   .steps = steps.const_data_ptr<double>(),
+                                   .radius = radius.data(),
+                                   .past = past_given ? past.const_data_ptr<int64_t>() : nullptr,
+                                   .key_mask = mask_given ? reinterpret_cast<const unsigned char*>(mask.const_data_ptr<bool>()) : nullptr,
+                                   .query_height = queries.height,
+                                   .query_width = queries.width,
+                                   .key_height = keys.height,
+                                   .key_width = keys.width,
+                                   .scan = is_scan,
+                                   .causal = causal,
+                                   .trail = trail.mutable_data_ptr<int64_t>(),
+                                   .score = score.mutable_data_ptr<scalar>()};
+  at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) { engine.match(a, begin, end); });
+  return trail;
+}
+
+Tensor patch_match_cpu(const Tensor& q, const Tensor& k, const Tensor& start, const Tensor& steps, const optional<Tensor>& past,
+                       const optional<Tensor>& mask, c10::SymIntArrayRef grids, bool is_scan, double decay, bool causal) {
+  if (q.numel() == 0 || k.numel() == 0) return patch_match_formula(q, k, start, steps, past, mask, grids, is_scan, decay, causal);
+  const auto& all = cpu_kernels();
+  if (q.scalar_type() == at::kDouble) return matched(*all.selection_double, q, k, start, steps, past, mask, grids, is_scan, decay, causal);
+  return matched(*all.selection_float, q, k, start, steps, past, mask, grids, is_scan, decay, causal);
+}
+
 Tensor patch_match_meta(const Tensor& q, const Tensor&, const Tensor& start, const Tensor& steps, const optional<Tensor>& past,
                         const optional<Tensor>&, c10::SymIntArrayRef, bool, double, bool) {
   const Size n = extent(q, 2);
@@ -164,7 +219,7 @@ std::array<Size, 4> sizes_of(const PatchMatch& o) { return {o.query_height, o.qu
 FOVEATE_OP(patch_match,
            "_patch_match(Tensor q, Tensor k, Tensor start, Tensor steps, Tensor? past, Tensor? key_mask, SymInt[] grids, bool is_scan, float decay, "
            "bool causal) -> Tensor",
-           {.formula = &patch_match_formula, .meta = &patch_match_meta})
+           {.formula = &patch_match_formula, .meta = &patch_match_meta, .cpu = &patch_match_cpu})
 FOVEATE_OP(match_support, "_match_support(Tensor match, SymInt first, int query_radius, int key_radius, SymInt[] grids, bool causal) -> Tensor",
            {.formula = &match_support_formula, .meta = &match_support_meta})
 

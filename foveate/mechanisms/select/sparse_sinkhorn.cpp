@@ -173,7 +173,28 @@ SinkhornSelfAttention::Parameters SinkhornSelfAttention::init(const Options& o) 
   return p;
 }
 
+namespace {
+
+/// Heads that do not sort: each bucket sees its own and those beside it, if causal the one before.
+ops::Attended near_buckets(const SinkhornSelfAttention::Options& o, const Tensor& q, const Tensor& k, const Tensor& v, ops::Attention how) {
+  how.causal = o.causal;
+  return ops::sparse_attention(q, k, v, patterns::block_window(o.bucket_size, o.bucket_size, o.causal ? 0 : o.bucket_size), how);
+}
+
+}  // namespace
+
 Tensor SinkhornSelfAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
+  return advance(o, p, in, {}, training).first;
+}
+
+std::pair<Tensor, SinkhornSelfAttention::State> SinkhornSelfAttention::step(const Options& o, const Parameters& p, const Inputs& in, State&& state,
+                                                                            bool training) {
+  TORCH_CHECK_VALUE(o.causal, "sinkhorn_self_attention_step: causal must be True for the form to stream, got False");
+  return advance(o, p, in, std::move(state), training);
+}
+
+std::pair<Tensor, SinkhornSelfAttention::State> SinkhornSelfAttention::advance(const Options& o, const Parameters& p, const Inputs& in, State&& state,
+                                                                               bool training) {
   constexpr auto form_name = "sinkhorn_self_attention";
   TORCH_CHECK_VALUE(o.context_only == in.context.has_value(), form_name, ": context must be given with context_only, and only then");
   TORCH_CHECK_VALUE(o.context_only || (p.key && p.value), form_name, ": key and value must be given without context_only");
@@ -181,40 +202,40 @@ Tensor SinkhornSelfAttention::forward(const Options& o, const Parameters& p, con
   const Tensor k = split_heads(o.context_only ? *in.context : (*p.key)(in.x), o.num_heads);
   const Tensor v = o.context_only ? k : split_heads((*p.value)(in.x), o.num_heads);
   const auto& key_mask = o.context_only ? in.context_mask : in.key_mask;
+  const optional<Tensor> query_mask = in.key_mask ? optional(in.key_mask->slice_symint(1, extent(*in.key_mask, 1) - extent(in.x, 1))) : std::nullopt;
   const layers::WeightDropout dropout(o.attn_dropout, in.dropout_seed, training, in.x);
 
   const int64_t local = o.n_local_attn_heads, sorted = o.num_heads - local;
+  const auto of_local = [&](const Tensor& x) { return x.narrow(1, 0, local); };
   const auto of_sorting = [&](const Tensor& x) { return x.narrow(1, local, sorted); };
+  State next;
+  const auto cache = layers::KVCache{.k = state.local_k, .v = state.local_v}.then(of_local(k), of_local(v));
+  next.local_k = cache.k;
+  next.local_v = cache.v;
   std::vector<Tensor> heads;
-  if (local > 0) {  // each bucket sees its own and those beside it
-    const auto of_local = [&](const Tensor& x) { return x.narrow(1, 0, local); };
-    const auto near = patterns::block_window(o.bucket_size, o.bucket_size, o.causal ? 0 : o.bucket_size);
-    const ops::Attention how{.key_mask = key_mask, .causal = o.causal, .query_mask = in.key_mask};
-    heads.push_back(ops::sparse_attention(of_local(q), of_local(k), of_local(v), near, dropout.with(how, 1)).out);
+  if (local > 0) {
+    heads.push_back(near_buckets(o, of_local(q), cache.k, cache.v, dropout.with({.key_mask = key_mask, .query_mask = query_mask}, 1)).out);
   }
   if (o.causal) {
-    heads.push_back(SinkhornCausalAttention::forward(causal_sorting_of(o), p.sorting,
-                                                     {.q = of_sorting(q),
-                                                      .k = of_sorting(k),
-                                                      .v = of_sorting(v),
-                                                      .key_mask = key_mask,
-                                                      .query_mask = in.key_mask,
-                                                      .dropout_seed = dropout.seed()},
-                                                     false)
-                        .out);
+    auto [found, after] = SinkhornCausalAttention::step(
+        causal_sorting_of(o), p.sorting,
+        {.q = of_sorting(q), .k = of_sorting(k), .v = of_sorting(v), .key_mask = key_mask, .query_mask = query_mask, .dropout_seed = dropout.seed()},
+        std::move(state.sorted), false);
+    heads.push_back(found.out);
+    next.sorted = std::move(after);
   } else {
     heads.push_back(SinkhornAttention::forward(sorting_of(o), p.sorting,
                                                {.q = of_sorting(q),
                                                 .k = of_sorting(k),
                                                 .v = of_sorting(v),
                                                 .key_mask = key_mask,
-                                                .query_mask = in.key_mask,
+                                                .query_mask = query_mask,
                                                 .gumbel = in.gumbel,
                                                 .dropout_seed = dropout.seed()},
                                                false)
                         .out);
   }
-  return layers::dropout(p.out(merge_heads(at::cat(heads, 1))), o.dropout, in.dropout_keep, training);
+  return {layers::dropout(p.out(merge_heads(at::cat(heads, 1))), o.dropout, in.dropout_keep, training), std::move(next)};
 }
 
 FOVEATE_MECHANISM(SinkhornAttention)

@@ -216,7 +216,7 @@ assert out.shape == (2, 48, 32))"};
     optional<Tensor> key_mask, context, context_mask, gumbel, dropout_seed, dropout_keep;
     void fields(auto&& f) {
       f("x", x, "[B,N,E] sequence");
-      f("key_mask", key_mask, "bool [B,N] True where a token takes part");
+      f("key_mask", key_mask, "bool [B,*] True where a token takes part; of all so far in a step");
       f("context", context, "[B,M,E] keys and values of context_only");
       f("context_mask", context_mask, "bool [B,M] True where one of them takes part");
       f("gumbel", gumbel,
@@ -238,9 +238,22 @@ assert out.shape == (2, 48, 32))"};
       f("sorting", sorting, "of heads that sort");
     }
   };
+  struct State {
+    SinkhornCausalAttention::State sorted;
+    Tensor local_k, local_v;
+    void fields(auto&& f) {
+      f("sorted", sorted, "of heads that sort");
+      f("local_k", local_k, "[B,*,M,D] keys so far of the others");
+      f("local_v", local_v, "[B,*,M,D] their values");
+    }
+  };
   static void check(const Options&);
   static Parameters init(const Options&);
   static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training);
+  static std::pair<Tensor, State> step(const Options&, const Parameters&, const Inputs&, State&&, bool training);
+
+ private:
+  static std::pair<Tensor, State> advance(const Options&, const Parameters&, const Inputs&, State&&, bool training);
 };
 
 }  // namespace foveate
