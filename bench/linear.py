@@ -1,8 +1,9 @@
 """The linear engine against what a user would pick instead: `make bench-linear`.
 
 Causal attention on features (elu + 1): against the same in chunks of 64 written in torch, against torch's exact attention, and without
-causality against the two products of matrices that it comes to. The delta rule: against the same in chunks of 64 written in torch. See
-contest.py for what the columns say.
+causality against the two products of matrices that it comes to. The delta rule: against the same in chunks of 64 written in torch.
+Performer: against torch's exact attention, and, with --performer, against the package performer-pytorch (`pip install --no-deps
+performer-pytorch einops local-attention axial-positional-embedding hyper-connections`). See contest.py for what the columns say.
 
     python bench/linear.py [--threads 1] [--dtype float32] [--rounds 7] [--only causal]
 """
@@ -72,6 +73,23 @@ def featured(x: list[Tensor]) -> list[Tensor]:
     return [t.requires_grad_(given.requires_grad) for t, given in zip(made, x, strict=True)]
 
 
+def performers(dtype: torch.dtype, with_package: bool, N: int = 4096, m: int = 256) -> Iterator[Row]:
+    """Attention on 256 positive random features."""
+    y = heads(N, dtype, grad=True)
+    for causal in (False, True):
+        ours = foveate.nn.PerformerAttention(nb_features=m, causal=causal).to(dtype)
+        pairs = H * (N // CHUNK) * CHUNK**2 * (m + D) if causal else 0  # half of the pairs of each chunk, two products of them
+        work = 3.0 * (pairs + H * N * (2 * 2.0 * m * D + 4.0 * m * D))  # the features of q and k, the sums, and the reading of them
+        name = f"Performer, {m} features, {'' if causal else 'not '}causal, both N={N}"
+        exact = partial(scaled_dot_product_attention, is_causal=causal)
+        yield Row(f"{name}, exact attention", backward(exact, y, True), backward(ours, y, True), work)
+        if with_package:
+            from performer_pytorch import FastAttention
+
+            theirs = FastAttention(dim_heads=D, nb_features=m, causal=causal).to(dtype)
+            yield Row(f"{name}, performer-pytorch", backward(theirs, y, True), backward(ours, y, True), work)
+
+
 def rows(dtype: torch.dtype, given: argparse.Namespace) -> Iterator[Row]:
     ours = partial(foveate.linear_attention, causal=True)
     exact = partial(scaled_dot_product_attention, is_causal=True)
@@ -86,6 +104,7 @@ def rows(dtype: torch.dtype, given: argparse.Namespace) -> Iterator[Row]:
         work = H * (N // CHUNK) * (4.0 * CHUNK**2 * D + 6.0 * CHUNK * D * D)
         yield Row(f"delta rule forward N={N}, chunks in torch", partial(chunked_delta, *x), partial(delta, *x), work)
         yield Row(f"delta rule both N={N}, chunks in torch", backward(chunked_delta, y, True), backward(delta, y, True), 3.5 * work)
+    yield from performers(dtype, given.performer)
     x, y = featured(heads(4096, dtype)), featured(heads(4096, dtype, grad=True))
     work = H * 4.0 * 4096 * D * D
     yield Row("whole forward N=4096, two products", partial(whole, *x), partial(foveate.linear_attention, *x), work)
@@ -93,4 +112,4 @@ def rows(dtype: torch.dtype, given: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    run(__doc__, rows)
+    run(__doc__, rows, ("--performer", "measure performer-pytorch, too; it is to be installed"))

@@ -9,6 +9,9 @@ namespace foveate::kernels {
 struct MergeAttention;
 template <class scalar> struct Softmax;
 template <class scalar> struct Linear;
+template <class scalar> struct WindowSumEngine;
+template <class scalar> struct ProductKeysEngine;
+template <class scalar> struct LatticeEngine;
 template <class scalar> struct Cluster;
 
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
@@ -45,6 +48,12 @@ struct Kernels {
   const SoftmaxEngine<double>* softmax_double;
   const LinearEngine<float>* linear_float;
   const LinearEngine<double>* linear_double;
+  const WindowSumEngine<float>* window_sum_float;
+  const WindowSumEngine<double>* window_sum_double;
+  const ProductKeysEngine<float>* product_keys_float;
+  const ProductKeysEngine<double>* product_keys_double;
+  const LatticeEngine<float>* lattice_float;
+  const LatticeEngine<double>* lattice_double;
   const ClusterEngine<float>* cluster_float;
   const ClusterEngine<double>* cluster_double;
 };
@@ -57,6 +66,12 @@ struct Kernels {
   extern const SoftmaxEngine<double> softmax_double;                        \
   extern const LinearEngine<float> linear_float;                            \
   extern const LinearEngine<double> linear_double;                          \
+  extern const WindowSumEngine<float> window_sum_float;                     \
+  extern const WindowSumEngine<double> window_sum_double;                   \
+  extern const ProductKeysEngine<float> product_keys_float;                 \
+  extern const ProductKeysEngine<double> product_keys_double;               \
+  extern const LatticeEngine<float> lattice_float;                          \
+  extern const LatticeEngine<double> lattice_double;                        \
   extern const ClusterEngine<float> cluster_float;                          \
   extern const ClusterEngine<double> cluster_double;                        \
   extern const Kernels table;                                               \

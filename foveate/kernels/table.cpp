@@ -9,6 +9,12 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .softmax_double = &softmax_double,
                     .linear_float = &linear_float,
                     .linear_double = &linear_double,
+                    .window_sum_float = &window_sum_float,
+                    .window_sum_double = &window_sum_double,
+                    .product_keys_float = &product_keys_float,
+                    .product_keys_double = &product_keys_double,
+                    .lattice_float = &lattice_float,
+                    .lattice_double = &lattice_double,
                     .cluster_float = &cluster_float,
                     .cluster_double = &cluster_double};
 

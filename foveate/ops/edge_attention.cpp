@@ -18,8 +18,8 @@ Edges edges_of(const Tensor& to_given, const optional<Tensor>& from_given, const
   const int64_t G = to_given.size(1), L = to_given.size(2);
   const Tensor to = to_given.expand({B, G, L});
   const Tensor from = (from_given ? *from_given : at::arange(L, to.options()).floor_divide(L / N)).expand({B, G, L});
-  Tensor taken = (to >= 0) & (from >= 0);
-  const Tensor key = to.clamp_min(0), query = from.clamp_min(0);
+  Tensor taken = (to >= 0) & (to < M) & (from >= 0) & (from < N);
+  const Tensor key = to.clamp(0, M - 1), query = from.clamp(0, N - 1);
   if (key_mask) taken = taken & key_mask->unsqueeze(1).expand({B, G, M}).gather(2, key);
   const Tensor code = at::where(taken, query * M + key, at::full({}, -1, to.options()));
   const auto [sorted, order] = code.sort(/*stable=*/true, /*dim=*/-1, /*descending=*/false);

@@ -2,8 +2,8 @@
 //
 //   s_ij = scale q_i.k_j where an edge i -> j is listed;  lse_i = log sum_j exp(s_ij);  out_i = sum_j exp(s_ij - lse_i) v_j
 //
-// Edges stand in any order; one that is listed several times counts once, one whose end is -1 (or whose start is) not at all. A query
-// without an edge gets out 0 and lse -inf, and passes no gradient. Selections of keys (a table of so many for each query) are the case
+// Edges stand in any order; one that is listed several times counts once, one whose end or start is none of the numbers (-1) not at all. A
+// query without an edge gets out 0 and lse -inf, and passes no gradient. Selections of keys (a table of so many for each query) are the case
 // without starts.
 #pragma once
 #include <foveate/attention.h>

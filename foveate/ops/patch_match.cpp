@@ -47,8 +47,8 @@ struct Search {
   }
   /// Tries the keys at y, x [B,H,n], where `may`.
   void offer(Found& f, const Tensor& y, const Tensor& x, const Tensor& may) const {
-    const Tensor inside = may & (y >= 0) & (y < keys.height) & (x >= 0) & (x < keys.width);
-    const Tensor j = at::where(inside, y * keys.width + x, at::zeros_like(f.match));
+    const Tensor on_grid = may & (y >= 0) & (y < keys.height) & (x >= 0) & (x < keys.width);
+    const Tensor there = y * keys.width + x, inside = on_grid & (there < k.size(2)), j = at::where(inside, there, at::zeros_like(f.match));
     const Tensor s = score(f.i, f.q, j), better = inside & (s > f.score);
     f.match = at::where(better, j, f.match);
     f.score = at::where(better, s, f.score);

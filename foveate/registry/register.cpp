@@ -107,6 +107,8 @@ void define(const std::string& schema, const FormInfo* info, void (*call)(const 
 
 int add(FormInfo form) {
   auto& info = forms().emplace_back(std::move(form));
+  constexpr std::size_t most = 64;  // arguments that torch's dispatcher takes; beside the fields may stand `state` and `training`
+  info.listed = info.listed || info.inputs.size() + info.parameters.size() + info.options.size() + 2 > most;
   define(forward_schema(info), &info, info.forward);
   if (info.streams) define(step_schema(info), &info, info.step);
   if (info.init) define(init_schema(info), &info, [](const FormInfo& self, Stack& stack) { self.init(stack); });

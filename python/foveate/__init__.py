@@ -16,7 +16,7 @@ from foveate import nn, patterns, training
 from foveate._cache import KVCache
 from foveate._catalog import Card, Field, FormCard, catalog
 from foveate._functions import functions as _functions
-from foveate.ops import attention, linear_attention, merge_attention, random_projection, sparse_attention
+from foveate.ops import attention, linear_attention, merge_attention, product_key_usage, random_projection, sparse_attention
 
 cmake_prefix_path: str = str(Path(__file__).parent / "share" / "cmake")
 """Directory to put on CMAKE_PREFIX_PATH for `find_package(foveate)`."""
@@ -37,6 +37,7 @@ __all__ = [
     "merge_attention",
     "nn",
     "patterns",
+    "product_key_usage",
     "random_projection",
     "sparse_attention",
     "training",

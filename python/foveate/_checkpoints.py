@@ -35,6 +35,8 @@ _SPREAD: Mapping[str, Callable[[Tensor, int], tuple[Tensor, ...]]] = {
     "transpose_split": lambda x, count: x.transpose(-1, -2).chunk(count),
     "unstack": lambda x, _: x.unbind(),
     "vector": lambda x, _: (x.flatten(),),
+    "taps_first": lambda x, _: (x.movedim((-1, -2), (0, 1)),),  # a convolution's weight [taps..., in, out]
+    "plane": lambda x, _: (x.squeeze(2),),  # a convolution of a volume that is one tap deep
 }
 # Several of theirs, in the order of their entries and numbers, as one of ours.
 _JOIN: Mapping[str, Callable[[list[Tensor]], Tensor]] = {"concat": cat, "stack": stack}

@@ -126,27 +126,50 @@ def finite_gradients(form: FormCard, run: Callable[..., Any], arguments: Argumen
 def looks_back_only(card: Card, form: FormCard, run: Callable[..., Any], arguments: Arguments) -> bool:
     """Whether the form can be strictly causal here; it is a fault if then the future changes the past.
 
-    A form that streams is strictly causal when its step takes the options; one with an option `causal`, where the card says strict.
+    A form that streams is strictly causal when its step takes the options; one with an option `causal`, and a model of images of ids, where
+    the card says strict. Maps are read in raster order, where the mechanism is one of vision.
     """
     names = {option.name for option in form.options}
-    if not form.streams and not ("causal" in names and card.causality == "strict"):
+    of_images = any(field.dtype == "int" and field.shape == "B,H,W" for field in form.inputs)
+    if not form.streams and not ("causal" in names or of_images) * (card.causality == "strict"):
         return False
     arguments = {**arguments, **({"causal": True} if "causal" in names else {})}
+    order = ["N"]
     sequences = growing(form, arguments)
-    lengths = {arguments[name].shape[axis] for name, axis in sequences.items()}
-    if len(lengths) != 1 or not _accepted(form, run, arguments):
+    if not sequences and card.family == "vision":
+        order = ["H", "W"]
+        sequences = _maps(form, arguments)
+    output = form.outputs[0].shape.split(",")
+    lengths = {_in_line(arguments[name], axis, order).shape[axis] for name, axis in sequences.items()}
+    if len(lengths) != 1 or not _accepted(form, run, arguments) or _place(output, order) is None:
         return False
-    (length,) = lengths
-    before, output = flat(run_seeded(run, arguments))[0], form.outputs[0].shape.split(",")
-    if "N" not in output or before.shape[output.index("N")] != length:
+    (length,), axis = lengths, _place(output, order) or 0
+    before = _in_line(flat(run_seeded(run, arguments))[0], axis, order)
+    if before.shape[axis] != length:
         return False
-    axis = output.index("N")
     for cut in {(length + 1) // 2, length - 1} - {0}:
-        changed = {name: perturbed(arguments[name], along, cut) for name, along in sequences.items()}
-        after = flat(run_seeded(run, {**arguments, **changed}))[0]
+        given = {name: (arguments[name], along) for name, along in sequences.items()}
+        changed = {name: perturbed(_in_line(x, along, order), along, cut).view(x.shape) for name, (x, along) in given.items()}
+        after = _in_line(flat(run_seeded(run, {**arguments, **changed}))[0], axis, order)
         if not torch.equal(before.narrow(axis, 0, cut), after.narrow(axis, 0, cut)):
             raise FaultError(f"it is declared causal, but what comes at position {cut} of {length} changes earlier outputs")
     return True
+
+
+def _in_line(x: Tensor, axis: int, order: list[str]) -> Tensor:
+    """x with the axes of the order as one."""
+    return x.flatten(axis, axis + len(order) - 1)
+
+
+def _place(letters: list[str], order: list[str]) -> int | None:
+    """Where the letters of the order stand together."""
+    return next((axis for axis in range(len(letters)) if letters[axis : axis + len(order)] == order), None)
+
+
+def _maps(form: FormCard, inputs: Mapping[str, Any]) -> dict[str, int]:
+    """The inputs that are maps, and the axis of their rows. Masks are not among them."""
+    given = {field.name: _place(field.shape.split(","), ["H", "W"]) for field in form.inputs if isinstance(inputs.get(field.name), Tensor)}
+    return {name: axis for name, axis in given.items() if axis is not None and inputs[name].dtype != torch.bool}
 
 
 def _accepted(form: FormCard, run: Callable[..., Any], arguments: Arguments) -> bool:

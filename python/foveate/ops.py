@@ -3,7 +3,7 @@
 A query that sees nothing gives zeros, lse -inf, and passes no gradient. Half precision accumulates in float32.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -187,3 +187,29 @@ def random_projection(
         features, dim, orthogonal=orthogonal, row_norm=row_norm, generator=generator, dtype=dtype, device=place
     )
     return W
+
+
+class ProductKeyUsage(NamedTuple):
+    """How evenly the slots of a memory are read."""
+
+    used: float
+    """Share of the slots that were read at least once."""
+    kl: float
+    """log S + sum p log p, where p is the share of all reads that a slot has: 0 where all are read alike."""
+    gini: float
+    """0 where all slots are read alike, nearly 1 where one has all reads."""
+    holding: dict[int, int]
+    """The fewest slots that have 50, 90 and 99 percent of the reads."""
+
+
+def product_key_usage(indices: Tensor, scores: Tensor | None = None, *, slots: int) -> ProductKeyUsage:
+    """How evenly the slots of a product-key memory are read, from the indices that its layers give, and their scores as weights.
+
+    indices int64 [...], below slots; scores [...], by default each read counts as one. Several calls are counted together by `torch.cat`.
+
+    >>> usage = foveate.product_key_usage(torch.arange(8), slots=16)
+    >>> usage.used, usage.gini, usage.holding
+    (0.5, 0.5, {50: 4, 90: 8, 99: 8})
+    """
+    used, kl, gini, holding = torch.ops.foveate.product_key_usage(indices, scores, slots)
+    return ProductKeyUsage(float(used), float(kl), float(gini), dict(zip((50, 90, 99), holding.tolist(), strict=True)))

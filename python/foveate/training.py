@@ -3,7 +3,7 @@
     loss = foveate.training.backward_in_chunks(step, chunks)
 
 gives the gradient of a whole sequence with the memory of one chunk, for models whose layers pass nothing but small states on:
-linear attention, Performer, SLiM Performer.
+linear attention, Performer, SLiM Performer, Memformer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,10 +23,12 @@ def backward_in_chunks(step: Step, chunks: Iterable[Any], *, recover: Callable[[
     """Adds the gradient of the sum of the chunks' losses to the leaves, as one backward would; returns the sum, without graph.
 
     `step` gives a chunk's loss, a scalar, and the state after it. It is run once forward over all chunks without a graph, and once more
-    for each chunk from the last to the first, so that one chunk's graph is alive at a time. It must repeat itself: draws such as dropout's
-    are to be given with the chunk.
+    for each chunk from the last to the first, so that one chunk's graph is alive at a time. Draws from torch's global generators, such as
+    dropout's, are the same both times; others are to be given with the chunk. A first state that is trained gets its gradient where `step`
+    makes it itself.
     recover: the state before a chunk from the chunk and the state after it, such as `recover_by_subtraction`; by default the states at all
-    borders are kept. (SLiM Performer, arXiv 2012.11346.)
+    borders are kept. (SLiM Performer, arXiv 2012.11346; with the states kept, the memory replay back-propagation of Memformer, arXiv
+    2010.06891.)
 
     >>> layer = foveate.nn.SlimPerformerLayer(hidden_dim=8, n_heads=2, ffn_dim=8)
     >>> def step(x, state):
@@ -36,17 +38,20 @@ def backward_in_chunks(step: Step, chunks: Iterable[Any], *, recover: Callable[[
     """
     parts = list(chunks)
     starts: list[State | None] = []
+    draws: list[list[Tensor]] = []
     end: State | None = None
     total: Tensor | None = None
     with torch.no_grad():
         for part in parts:
             starts.append(end if recover is None else None)
+            draws.append(_generators())
             loss, end = step(part, end)
             total = loss if total is None else total + loss
     if total is None:
         raise ValueError("backward_in_chunks: chunks must hold one chunk or more, got none")
 
     ahead: list[Tensor | None] = []  # what the chunks after this one want of the state before them
+    after_all = _generators()
     for i in reversed(range(len(parts))):
         start = starts[i]
         if recover is not None and i > 0:
@@ -54,6 +59,7 @@ def backward_in_chunks(step: Step, chunks: Iterable[Any], *, recover: Callable[[
             with torch.no_grad():
                 start = recover(parts[i], end)
         leaves = None if start is None else [x.detach().requires_grad_(x.is_floating_point()) for x in start]
+        _set_generators(draws[i])
         with torch.enable_grad():
             loss, after = step(parts[i], leaves)
         wanted = [(x, g) for x, g in zip(after, ahead, strict=False) if g is not None and x.requires_grad]
@@ -62,7 +68,20 @@ def backward_in_chunks(step: Step, chunks: Iterable[Any], *, recover: Callable[[
             torch.autograd.backward([x for x, _ in outputs], [g for _, g in outputs])
         ahead = [] if leaves is None else [x.grad for x in leaves]
         end = start
+    _set_generators(after_all)
     return total
+
+
+def _generators() -> list[Tensor]:
+    """The states of torch's global generators: the CPU's, then those of the CUDA devices in use."""
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if on_cuda else [])]
+
+
+def _set_generators(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def recover_by_subtraction(layers: Sequence[Step], embed: Callable[[Any], Tensor] = lambda chunk: chunk) -> Callable[[Any, State], State]:

@@ -34,6 +34,7 @@ SIZES = {"B": 2, "H": 2, "N": 8, "D": 4, "Dv": 3}
 X = {"B": 2, "N": 6, "E": 6}
 LAYER = {"embed_dim": 6, "num_heads": 2, "lstm_hidden": 4, "max_distance": 2}
 SMALL = {"B": 1, "N": 4}
+DRAWN: Any = {"length": (), "lengths_fixed": "as many steps are drawn as the length says, times a number"}
 KEY_MASK: Any = {"key_mask": random_mask("N")}
 SHARED: Any = {"edges": _edges("", 12)}
 OF_HEADS: Any = {"edges": _edges("H", 12)}
@@ -47,11 +48,12 @@ CASES = [
     Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 2, "undirected": True}, given=("key_mask",), make=KEY_MASK, mask="key_mask",
          gradcheck=SMALL),
     Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 1, "mode": "sample", "source": "given", "causal": True}, given=("noise",),
-         make={"noise": _noise(1, 1)}, gradcheck=SMALL),
+         make={"noise": _noise(1, 1)}, **DRAWN, gradcheck=SMALL),
     Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 1, "mode": "sample", "head_adaptive": True}, name="heads", given=("noise",),
-         make={"noise": _noise(2, 1)}, gradcheck=SMALL),
+         make={"noise": _noise(2, 1)}, **DRAWN, gradcheck=SMALL),
     Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 1, "mode": "beam", "beams": 3}, gradcheck=SMALL),
-    Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 2}, name="given", given=("edges",), make={"edges": _predicted}, gradcheck=SMALL),
+    Case("sparse_adaptive_connection", X, {**LAYER, "alpha": 2}, name="given", given=("edges",), make={"edges": _predicted}, **DRAWN,
+         gradcheck=SMALL),
 ]  # fmt: skip
 
 PREDICTOR = {"Wi": "input", "Wh": "recurrent", "b": "bias", "start": "start", "Wn": "node", "dist": "distance", "head": "head"}

@@ -17,6 +17,7 @@ FOLDER = Path(_checkpoints.__file__).parent / "checkpoints"
 MAPPED = [form.name for form in forms().values() if _checkpoints.sources(form)]
 CASES = [case for case in cases() if case.card.has_parameters]
 LINFORMER = {"embed_dim": 8, "num_heads": 2, "length": 9, "rank": 4}
+MEMORY = {"input_dim": 6, "heads": 2, "n_keys": 5, "key_dim": 4, "topk": 3}
 MORE: dict[str, list[dict[str, Any]]] = {  # options with other tensors than those of the cases
     "bp_transformer_block": [{"embed_dim": 6, "num_heads": 2, "inner_dim": 8, "memory": True}],
     "mab": [{"query_dim": 3, "key_dim": 4, "dim": 8, "num_heads": 2, "layer_norm": True}],
@@ -27,6 +28,10 @@ MORE: dict[str, list[dict[str, Any]]] = {  # options with other tensors than tho
         {**LINFORMER, "bias": False, "project": "heads", "slot_bias": True, "sharing": "none"},
         {**LINFORMER, "bias": False, "project": "heads", "slot_bias": True, "sharing": "kv", "out_inner_dim": 5},
     ],
+    "product_key_memory": [
+        {**MEMORY, "query_hidden": [5, 4], "shuffle_indices": True},
+        {**MEMORY, "query_hidden": [5, 4], "query_batchnorm": False, "shuffle_indices": True},
+    ],
     "synthesizer": [{"embed_dim": 8, "num_heads": 2, "max_len": 9, "kinds": ["vanilla"], "bias": True}],
     "linformer_encoder": [{**LINFORMER, "depth": 2, "slot_bias": True}, {**LINFORMER, "depth": 1, "slot_bias": True, "sharing": "layerwise"}],
 }
@@ -35,6 +40,8 @@ BACK: dict[str, Any] = {  # from our tensor, or tensors, to theirs
     "transpose": lambda x: x.transpose(-1, -2),
     "flatten": lambda x: x[..., None, None],
     "vector": lambda x: x[:, None, None],
+    "plane": lambda x: x.unsqueeze(2),
+    "taps_first": lambda x: x.movedim((0, 1), (-1, -2)),
     "first_rows": lambda x: torch.cat([x, x]),
     "split": torch.cat,
     "transpose_split": lambda xs: torch.cat(xs).transpose(-1, -2),

@@ -1,7 +1,7 @@
 #include <foveate/attention.h>
 #include <foveate/init.h>
 #include <foveate/memory_compressed.h>
-#include <foveate/segment_mean.h>
+#include <foveate/slots.h>
 #include <foveate/sparse_attention.h>
 
 namespace foveate {
@@ -10,24 +10,6 @@ namespace {
 using MC = MemoryCompressedAttention;
 using Reduction = MemoryReduction;
 
-/// x [B,K,I] -> [B,K,O] for w [O,I]. at::linear would fold K, a quotient of the length, into B, which torch.export cannot follow.
-Tensor map(const Tensor& w, const Tensor& x) { return at::bmm(x, w.transpose(0, 1).unsqueeze(0).expand_symint({extent(x, 0), -1, -1})); }
-
-/// x [B,N,E] -> [B,K,E]: the convolution whose stride is its width is one product with whole slots, for each group of features.
-Tensor convolve(const layers::Convolution& conv, const Tensor& x) {
-  const int64_t c = conv.weight.size(2), width = conv.weight.size(1), groups = plain_extent(x, 2) / width;
-  const Tensor runs = ops::whole_slots(x, c);                                          // [B,K,c,E]
-  const Tensor w = conv.weight.unflatten(0, {groups, -1}).transpose(2, 3).flatten(2);  // [groups,out,c width]
-  Tensor out;                                                                          // [B,K,E]
-  if (groups == 1) {
-    out = map(w.squeeze(0), runs.flatten(2));
-  } else {
-    const Tensor parts = runs.unflatten(3, {groups, width}).permute({0, 3, 1, 2, 4}).flatten(3);  // [B,groups,K,c width]
-    out = at::matmul(parts, w.transpose(1, 2)).transpose(1, 2).flatten(2);
-  }
-  return conv.bias ? out + *conv.bias : out;
-}
-
 /// The slots of x [B,N,E]: what keys and values are made of, or themselves.
 struct Slots {
   Tensor k, v;  // [B,H,K,D]
@@ -35,14 +17,16 @@ struct Slots {
 
 Slots compress(const MC::Options& o, const MC::Parameters& p, const Tensor& x) {
   const auto projected = [&](const Tensor& k, const Tensor& v) { return Slots{.k = split_heads(k, o.num_heads), .v = split_heads(v, o.num_heads)}; };
-  const auto of = [&](const Tensor& slots) { return projected(map(p.heads.key.weight, slots), map(p.heads.value.weight, slots)); };
+  const auto of = [&](const Tensor& slots) {
+    return projected(layers::map_slots(p.heads.key.weight, slots), layers::map_slots(p.heads.value.weight, slots));
+  };
   switch (o.reduction) {
     case Reduction::compress_kv:
       TORCH_CHECK_VALUE(p.conv && p.null_key && p.null_value, "memory_compressed_attention: compress_kv needs conv, null_key and null_value");
-      return projected(convolve(*p.conv, p.heads.key(x)), convolve(*p.conv, p.heads.value(x)));
+      return projected(layers::convolve_slots(*p.conv, p.heads.key(x)), layers::convolve_slots(*p.conv, p.heads.value(x)));
     case Reduction::compress_x: {
       TORCH_CHECK_VALUE(p.conv, "memory_compressed_attention: compress_x needs conv");
-      const Tensor slots = convolve(*p.conv, x);
+      const Tensor slots = layers::convolve_slots(*p.conv, x);
       return of(o.nonlinearity == MemoryNonlinearity::silu ? slots * slots.sigmoid() : slots);
     }
     case Reduction::mean_pool: return of(ops::whole_slots(x, o.compression_factor).mean(2));
@@ -50,7 +34,7 @@ Slots compress(const MC::Options& o, const MC::Parameters& p, const Tensor& x) {
       TORCH_CHECK_VALUE(p.reducer, "memory_compressed_attention: attend_x needs reducer");
       const auto [q, k, v] = p.reducer->project(x, x, o.num_heads);
       const Tensor read = ops::sparse_attention(q, k, v, patterns::block_diagonal(o.compression_factor)).out;  // [B,H,N,D]
-      return of(map(p.reducer->out.weight, ops::whole_slots(merge_heads(read), o.compression_factor).sum(2)));
+      return of(layers::map_slots(p.reducer->out.weight, ops::whole_slots(merge_heads(read), o.compression_factor).sum(2)));
     }
   }
   TORCH_CHECK(false, "unreachable");

@@ -32,10 +32,10 @@ Means means_of(const char* form, const auto& o, const ClusteredInputs& in) {
                     ": init_centroids must be [C] with C = clusters = ", o.clusters, ", got ", in.init_centroids->sym_sizes());
   TORCH_CHECK_VALUE(!in.planes || extent(*in.planes, 1) == extent(in.q, 3) + 1, form, ": planes must be [bits,D+1] with D = ", extent(in.q, 3),
                     " as in q, got ", in.planes->sym_sizes());
-  const Tensor planes = in.planes.value_or(at::randn_symint({o.bits, extent(in.q, 3) + 1}, in.q.options()));
-  const auto [groups, counts] =
-      ops::hamming_clusters(in.q, planes, in.init_centroids.value_or(drawn_seeds(in.q, o.clusters)),
-                            {.iterations = o.iterations, .thresholds = o.hash_bias, .mask = in.query_mask, .empty_codes = in.empty_codes});
+  const Tensor planes = in.planes ? *in.planes : at::randn_symint({o.bits, extent(in.q, 3) + 1}, in.q.options());
+  const Tensor seeds = in.init_centroids ? *in.init_centroids : drawn_seeds(in.q, o.clusters);
+  const auto [groups, counts] = ops::hamming_clusters(
+      in.q, planes, seeds, {.iterations = o.iterations, .thresholds = o.hash_bias, .mask = in.query_mask, .empty_codes = in.empty_codes});
   const Tensor sums = ops::segment_sum(in.q, groups, o.clusters);
   return {.groups = groups, .counts = counts, .q = sums / counts.clamp_min(1).to(sums.scalar_type()).unsqueeze(3)};
 }

@@ -10,7 +10,7 @@ namespace {
 ops::AlongEdges along(const auto& o, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& edges, const optional<Tensor>& key_mask,
                       const optional<double>& scale) {
   const Size n = extent(q, 2), m = extent(k, 2) - n;
-  const auto length = [&](const Size& tokens) { return at::ones_symint({tokens}, edges.options()).sum(); };
+  const Tensor first = at::ones_symint({m}, edges.options()).sum();
   const Tensor a = edges.select(3, 0), b = edges.select(3, 1);  // [B,G,L]
   std::vector<Tensor> from{a}, to{b};
   if (o.undirected) {
@@ -22,11 +22,10 @@ ops::AlongEdges along(const auto& o, const Tensor& q, const Tensor& k, const Ten
     from.push_back(self);
     to.push_back(self);
   }
-  Tensor start = at::cat(from, 2), end = at::cat(to, 2);
+  const Tensor start = at::cat(from, 2);
+  Tensor end = at::cat(to, 2);
   if (o.causal) end = end.masked_fill(end > start, -1);
-  start = start - length(m);
-  start = start.masked_fill(start >= length(n), -1);  // tokens still to come
-  return ops::edge_attention(q, k, v, end, {.from = start, .key_mask = key_mask, .scale = scale});
+  return ops::edge_attention(q, k, v, end, {.from = start - first, .key_mask = key_mask, .scale = scale});
 }
 
 Tensor gumbel(c10::SymIntArrayRef shape, const at::TensorOptions& options) {

@@ -1,120 +1,15 @@
-#include <ATen/OpMathType.h>
 #include <foveate/dropout.h>
+#include <foveate/heads.h>
 #include <foveate/init.h>
 #include <foveate/kv_cache.h>
-#include <foveate/sinkhorn.h>
+#include <foveate/sinkhorn_attention.h>
+#include <foveate/sparse_attention.h>
 #include <foveate/sparse_sinkhorn.h>
 
 namespace foveate {
 namespace {
 
-/// A sequence of a length cut into buckets of one size; zeros fill the last one, and count in its sums.
-struct Buckets {
-  Size length, count;
-  int64_t size;
-  Buckets(Size tokens, int64_t bucket_size) : length(std::move(tokens)), count((length + bucket_size - 1) / bucket_size), size(bucket_size) {}
-  /// False where it depends on a length not known yet.
-  bool is_whole() const { return (count * size - length).maybe_as_int() == 0; }
-
-  /// x [B,H,length,D] -> [B,H,count,size,D]
-  Tensor cut(const Tensor& x) const {
-    const Tensor whole = is_whole() ? x : at::constant_pad_nd_symint(x, {0, 0, 0, count * size - length});
-    return whole.unflatten_symint(2, {count, size});
-  }
-  /// mask [B,length] -> [B,count,size]; False for what fills the last bucket
-  Tensor cut_mask(const Tensor& mask) const {
-    return at::constant_pad_nd_symint(mask, {0, count * size - length}, false).unflatten_symint(1, {count, size});
-  }
-  /// Which places hold a token that takes part, [B or 1,count,size]; nothing where all do.
-  optional<Tensor> taken(const optional<Tensor>& mask, const Tensor& like) const {
-    if (mask) return cut_mask(*mask);
-    if (is_whole()) return std::nullopt;
-    return cut_mask(at::ones_symint({1, length}, like.options().dtype(at::kBool)));
-  }
-  /// x [count,B H,size,D], heads H -> [B,H,length,D]
-  Tensor put_back(const Tensor& x, const Size& B, const Size& H) const {
-    const Tensor n = at::arange(length, x.options().dtype(at::kLong));
-    const c10::List<optional<Tensor>> where({n.floor_divide(size), n.remainder(size)});
-    return at::index(x.transpose(1, 2), where).unflatten_symint(1, {B, H}).movedim(0, 2);
-  }
-};
-
-/// Buckets first: torch.export cannot bound other foldings of a number that depends on the length. [B,H,U,L,D] -> [U,B H,L,D]
-Tensor buckets_first(const Tensor& x) { return x.movedim(2, 0).flatten(1, 2); }
-
-/// What makes sorted buckets: S [B,H,R,C], or its only entry of each row.
-struct Sorting {
-  Tensor S;       // [B,H,R,C]
-  Tensor column;  // int [B,H,R]: where a row is largest, of equally large ones the first
-  Tensor weight;  // [B,H,R]: the only entry that is not 0; undefined where there are others
-};
-
-/// K rows for each bucket of queries: the best column by softmax of R [B,H,U,C] among those left, times its probability.
-Sorting top_rows(const Tensor& R, int64_t K, double temperature, const optional<Tensor>& allowed) {
-  constexpr double low = -1e30;
-  Tensor s = R.to(at::toOpMathType(R.scalar_type())) / temperature;
-  if (allowed) s = s.masked_fill(allowed->logical_not(), low);
-  std::vector<Tensor> columns, weights, rows;
-  for (int64_t n = 0; n < K; ++n) {
-    const Tensor p = s.softmax(-1), column = p.argmax(-1, true), weight = p.gather(-1, column);
-    columns.push_back(column);
-    weights.push_back(weight);
-    rows.push_back(at::zeros_like(p).scatter(-1, column, weight).unsqueeze(3));
-    s = s.scatter(-1, column, low);
-  }
-  const auto joined = [&](const std::vector<Tensor>& parts) { return at::cat(parts, 3).to(R.scalar_type()); };
-  return {.S = joined(rows), .column = at::cat(columns, 3), .weight = joined(weights)};  // rows of a bucket still apart: [B,H,U,K,C]
-}
-
-/// The rows of S one below the other. Buckets are few, and flattening their number is beyond torch.export.
-Tensor rows_of(const Tensor& S) {
-  const Tensor row = at::arange(extent(S, 2) * extent(S, 3), S.options().dtype(at::kLong));
-  const int64_t K = plain_extent(S, 3);
-  return at::index(S.permute({2, 3, 0, 1, 4}), c10::List<optional<Tensor>>({row.floor_divide(K), row.remainder(K)})).movedim(0, 2);
-}
-
-/// x [B,H,1,L,...] -> [B,H,U,L,...]
-Tensor repeated(const Tensor& x, const Size& U) {
-  auto shape = x.sym_sizes().vec();
-  shape[2] = U;
-  return x.expand_symint(shape);
-}
-
-/// The buckets [B,H,C,b,D] mixed as the sorting says: [B,H,U,K b,D]
-Tensor mixed(const Sorting& by, const Tensor& buckets) {
-  const Size B = extent(buckets, 0), H = extent(buckets, 1);
-  if (!by.weight.defined()) {
-    const Tensor rows = at::matmul(by.S, buckets.flatten(3));  // [B,H,U,b D]
-    return rows.unflatten_symint(3, {extent(buckets, 3), extent(buckets, 4)});
-  }
-  const auto whole = by.column.options();
-  const Tensor b = at::arange(B, whole).view_symint({B, 1, 1, 1}), h = at::arange(H, whole).view_symint({H, 1, 1});
-  const Tensor picked = at::index(buckets, c10::List<optional<Tensor>>({b, h, by.column}));  // [B,H,U,K,b,D]
-  return (picked * by.weight.unsqueeze(4).unsqueeze(5)).flatten(3, 4);
-}
-
-/// Which of the mixed tokens take part: mask [B or 1,C,b] -> [B,H,U,K b]
-Tensor mixed_mask(const Sorting& by, const Tensor& mask) {
-  const Size B = extent(by.column, 0);
-  const Tensor b = at::arange(B, by.column.options()).view_symint({B, 1, 1, 1});
-  const Tensor all = mask.expand_symint({B, extent(mask, 1), extent(mask, 2)});
-  return at::index(all, c10::List<optional<Tensor>>({b, by.column})).flatten(3);
-}
-
-/// Queries of each bucket attend to its keys; places that are not taken do not take part. All by buckets: q [B,H,U,b,D], keys [B,H,U,L,D]
-Tensor attend_by_buckets(const Buckets& queries, const Tensor& q, const Tensor& keys, const Tensor& values, const optional<Tensor>& taken,
-                         bool causal, const layers::WeightDropout& dropout, int64_t part) {
-  const Size B = extent(q, 0), H = extent(q, 1);
-  const auto out = ops::attention(
-      buckets_first(q), buckets_first(keys), buckets_first(values),
-      dropout.with({.mask = taken ? optional(buckets_first(taken->unsqueeze(4)).transpose(2, 3)) : std::nullopt, .causal = causal}, part));
-  return queries.put_back(out.out, B, H);
-}
-
-Tensor drawn_gumbel(const Tensor& R) {
-  const Tensor u = at::rand_symint(R.sym_sizes(), R.options());
-  return -((-((u + 1e-6).log()) + 1e-6).log());
-}
+Size buckets_of(const Tensor& x, int64_t size) { return (extent(x, 2) + size - 1) / size; }
 
 void check_sorting(const char* form, const auto& o) {
   TORCH_CHECK_VALUE(o.num_heads > 0 && o.head_dim > 0 && o.bucket_size > 0, form, ": num_heads, head_dim and bucket_size must be positive, got ",
@@ -125,12 +20,18 @@ void check_sorting(const char* form, const auto& o) {
   layers::check_dropout(form, "dropout", o.dropout);
 }
 
-/// Refuses more buckets than sort_net simple knows.
-const Tensor& sort_weight_of(const char* form, const SinkhornParameters& p, const Size& buckets, int64_t nulls) {
+/// The weight of sort_net simple, which knows so many buckets and nulls; none for the other.
+optional<Tensor> sort_weight_of(const char* form, SortNet net, const SinkhornParameters& p, const Size& buckets, int64_t nulls) {
+  if (net == SortNet::attention) return std::nullopt;
   TORCH_CHECK_VALUE(p.sort_weight, form, ": sort_weight must be given for sort_net simple");
   TORCH_CHECK_VALUE(buckets + nulls <= extent(*p.sort_weight, 3), form,
                     ": q must have no more than max_buckets = ", extent(*p.sort_weight, 3) - nulls, " buckets, got ", buckets);
-  return *p.sort_weight;
+  return p.sort_weight;
+}
+
+Tensor drawn_gumbel(c10::SymIntArrayRef shape, const at::TensorOptions& options) {
+  const Tensor u = at::rand_symint(shape, options);
+  return -((-((u + 1e-6).log()) + 1e-6).log());
 }
 
 }  // namespace
@@ -149,48 +50,28 @@ SinkhornParameters SinkhornAttention::init(const Options& o) {
 }
 
 SinkhornOutputs SinkhornAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
-  const Buckets queries(extent(in.q, 2), o.bucket_size), keys(extent(in.k, 2), o.kv_bucket_size.value_or(o.bucket_size));
-  const Tensor q = queries.cut(in.q), k = keys.cut(in.k), v = keys.cut(in.v);  // [B,H,U,b,D], [B,H,C,b',D]
-  const bool has_own = queries.count == keys.count, is_cut = o.n_sortcut > 0;
-  const Size U = queries.count;
-
-  // Scores of pairs of buckets.
-  Tensor R;  // [B,H,U or 1,C]
-  if (o.sort_net == SortNet::attention) {
-    const Tensor by_bucket = q.mean(3), asked = is_cut ? by_bucket.mean(2, true) : by_bucket;
-    R = at::matmul(asked, k.mean(3).transpose(2, 3)) * default_scale(q);
-  } else {
-    TORCH_CHECK_VALUE(has_own, "sinkhorn_attention: k must have as many buckets as q for sort_net simple, got ", keys.count, " and ", U);
-    const Tensor& W = sort_weight_of("sinkhorn_attention", p, U, 0);
-    R = at::matmul(at::cat({q.sum(3), k.sum(3)}, 3), W).relu().slice_symint(3, 0, keys.count);
-  }
-
-  Sorting by;
-  if (o.non_permutative) {
-    const int64_t wanted = is_cut ? o.n_sortcut : o.n_top_buckets;
-    const int64_t rows = keys.count < wanted ? keys.count.guard_int(__FILE__, __LINE__) : wanted;
-    by = top_rows(R, rows, o.sort_net == SortNet::simple ? o.temperature : 1, {});
-  } else {
-    const Tensor noise = in.gumbel ? *in.gumbel : drawn_gumbel(R);
-    const Tensor S = ops::sinkhorn(((R.relu() + 1e-6).log() + noise) / o.temperature, o.sinkhorn_iter);
-    by = {.S = S, .column = S.abs().argmax(-1).unsqueeze(3), .weight = {}};
-  }
-
-  // Each bucket of queries sees its sorted buckets and its own one.
-  const auto for_each = [&](const Tensor& x) { return is_cut ? repeated(x, U) : x; };
-  std::vector<Tensor> seen_k{for_each(mixed(by, k))}, seen_v{for_each(mixed(by, o.values_from_keys && !is_cut ? k : v))}, seen;
-  const auto taken = keys.taken(in.key_mask, in.k);
-  if (taken) seen.push_back(for_each(mixed_mask(by, *taken)));
-  if (has_own) {
-    seen_k.push_back(k);
-    seen_v.push_back(v);
-    if (taken) seen.push_back(taken->unsqueeze(1).expand_symint({extent(k, 0), extent(k, 1), extent(k, 2), extent(k, 3)}));
-  }
+  const int64_t kv_bucket_size = o.kv_bucket_size.value_or(o.bucket_size);
+  const Size U = buckets_of(in.q, o.bucket_size), C = buckets_of(in.k, kv_bucket_size);
+  const bool is_simple = o.sort_net == SortNet::simple, is_mixture = !o.non_permutative;
+  if (is_simple) TORCH_CHECK_VALUE(U == C, "sinkhorn_attention: k must have as many buckets as q for sort_net simple, got ", C, " and ", U);
+  optional<Tensor> gumbel = in.gumbel;
+  const Size rows = o.n_sortcut > 0 ? Size(1) : U;  // of scores
+  if (is_mixture && !gumbel) gumbel = drawn_gumbel({extent(in.q, 0), extent(in.q, 1), rows, C}, in.q.options());
   const layers::WeightDropout dropout(o.dropout, in.dropout_seed, training, in.q);
-  const Tensor out =
-      attend_by_buckets(queries, q, at::cat(seen_k, 3), at::cat(seen_v, 3), taken ? optional(at::cat(seen, 3)) : std::nullopt, false, dropout, 0);
-  const Tensor S = by.weight.defined() ? rows_of(by.S) : by.S;
-  return {.out = masked_rows(out, in.query_mask), .sort_matrix = S};
+  const auto found = ops::sinkhorn_attention(in.q, in.k, in.v,
+                                             {.bucket_size = o.bucket_size,
+                                              .kv_bucket_size = kv_bucket_size,
+                                              .top_buckets = is_mixture ? 0 : o.n_top_buckets,
+                                              .sortcut = o.n_sortcut,
+                                              .iterations = o.sinkhorn_iter,
+                                              .temperature = is_simple || is_mixture ? o.temperature : 1,
+                                              .values_from_keys = o.values_from_keys,
+                                              .sort_weight = sort_weight_of("sinkhorn_attention", o.sort_net, p, U, 0),
+                                              .gumbel = gumbel,
+                                              .key_mask = in.key_mask,
+                                              .dropout = o.dropout,
+                                              .dropout_seed = dropout.seed()});
+  return {.out = masked_rows(found.out, in.query_mask), .sort_matrix = found.S};
 }
 
 void SinkhornCausalAttention::check(const Options& o) { check_sorting("sinkhorn_causal_attention", o); }
@@ -203,169 +84,141 @@ SinkhornParameters SinkhornCausalAttention::init(const Options& o) {
   return p;
 }
 
+SinkhornOutputs SinkhornCausalAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
+  return step(o, p, in, {}, training).first;
+}
+
+std::pair<SinkhornOutputs, SinkhornCausalAttention::State> SinkhornCausalAttention::step(const Options& o, const Parameters& p, const Inputs& in,
+                                                                                         State&& past, bool training) {
+  constexpr auto form_name = "sinkhorn_causal_attention";
+  const auto [k, v] = layers::KVCache{.k = past.k, .v = past.v}.then(in.k, in.v);
+  TORCH_CHECK_VALUE(p.null_keys && p.null_values, form_name, ": null_keys and null_values must be given");
+  TORCH_CHECK_VALUE(extent(*p.null_keys, 0) == extent(in.q, 1), form_name, ": q must have num_heads = ", extent(*p.null_keys, 0), " heads, got ",
+                    extent(in.q, 1));
+  const Tensor nothing = at::zeros_symint({extent(in.q, 0), extent(in.q, 1), extent(in.q, 3)}, in.q.options());
+  const layers::WeightDropout dropout(o.dropout, in.dropout_seed, training, in.q);
+  const auto found =
+      ops::sinkhorn_causal_attention(in.q, k, v,
+                                     {.bucket_size = o.bucket_size,
+                                      .top_buckets = o.n_top_buckets,
+                                      .temperature = o.temperature,
+                                      .null_k = *p.null_keys,
+                                      .null_v = *p.null_values,
+                                      .sort_weight = sort_weight_of(form_name, o.sort_net, p, buckets_of(k, o.bucket_size), o.n_top_buckets),
+                                      .key_mask = in.key_mask,
+                                      .dropout = o.dropout,
+                                      .dropout_seed = dropout.seed(),
+                                      .q_sum = past.q_sum.defined() ? past.q_sum : nothing,
+                                      .bucket_q = past.bucket_q.defined() ? past.bucket_q : nothing});
+  return {{.out = masked_rows(found.out, in.query_mask), .sort_matrix = found.S}, {.k = k, .v = v, .q_sum = found.q_sum, .bucket_q = found.bucket_q}};
+}
+
 namespace {
 
-/// Heads whose buckets begin at token `lead`; tokens before it see only each other. Of m + n tokens the last n ask.
-struct CausalHeads {
-  const SinkhornCausalAttention::Options& o;
-  Tensor q, k, v;                // [B,H,n,D], [B,H,m+n,D], [B,H,m+n,D]
-  Tensor null_k, null_v;         // [H,1,D]
-  optional<Tensor> sort_weight;  // [1,H,2D,K+C]
-  optional<Tensor> key_mask;     // [B,m+n]
-  Tensor q_sum, bucket_q;        // [B,H,D]: of the m tokens before, and the mean of q up to the first token of the last bucket that began
-  int64_t lead;
-
-  int64_t size() const { return o.bucket_size; }
-  int64_t nulls() const { return o.n_top_buckets; }
-  Size asking() const { return extent(q, 2); }
-  Size total() const { return extent(k, 2); }
-  Size before() const { return total() - asking(); }
-  Buckets all() const { return {total(), size()}; }
-  /// A token more stands before the first where `lead` tokens do: then they fill a bucket, as all others do.
-  int64_t shift() const { return lead > 0 ? 1 : 0; }
-  /// The bucket of the first token that asks, that one counted.
-  Size first_window() const { return (before() + shift()) / size(); }
-  /// Rows of S begin at this bucket, in all heads alike: the first that some ask from.
-  Size first_row() const { return size() > 1 ? (before() + 1) / size() - 1 : before(); }
-
-  /// x [B,H,m+n,D] cut from `lead` on: [B,H,U,b,D], zeros behind the last token
-  Tensor cut(const Tensor& x) const {
-    const auto buckets = all();
-    return at::constant_pad_nd_symint(x, {0, 0, 0, buckets.count * size() - total() + lead})
-        .slice(2, lead)
-        .unflatten_symint(2, {buckets.count, size()});
-  }
-  /// Running means of x [B,H,*,D], from token `lead` on: the first row is token `first`, before which the sum is `sum`.
-  Tensor means(const Tensor& x, const Size& first, const optional<Tensor>& sum) const {
-    const auto type = at::toOpMathType(x.scalar_type());
-    const Tensor count = at::arange(first, first + extent(x, 2), x.options().dtype(at::kLong)).unsqueeze(1) + (1 - lead);
-    Tensor running = (x.to(type) * (count > 0).to(type)).cumsum(2);
-    if (sum) running = running + sum->to(type).unsqueeze(2);
-    return running / count.clamp_min(1).to(type);
-  }
-  Tensor rows() const { return at::arange(first_row(), all().count, q.options().dtype(at::kLong)); }  // [R]: their buckets
-
-  /// Scores of the rows' buckets with nulls and all buckets: [B,H,R,K+U]
-  Tensor scores(const Tensor& mean_q) const {
-    const Tensor first_token = rows() * size() + lead, mean_k = means(k, 0, {});
-    if (sort_weight) {
-      const Tensor place = first_token.clamp_min(0).minimum(at::ones_symint({total()}, first_token.options()).sum() - 1);
-      const Tensor feature = at::cat({mean_k, k.to(mean_k.scalar_type())}, 3).index_select(2, place);  // [B,H,R,2D]
-      return at::leaky_relu(at::matmul(feature, sort_weight->to(feature.scalar_type())), 0.01).slice_symint(3, 0, all().count + nulls());
-    }
-    const Tensor asked = at::cat({bucket_q.to(mean_q.scalar_type()).unsqueeze(2), mean_q}, 2);
-    const Tensor place = (first_token - at::ones_symint({before()}, first_token.options()).sum() + 1).clamp_min(0);
-    const Tensor there = place.minimum(at::ones_symint({asking()}, place.options()).sum());  // the last bucket may not have begun
-    const Tensor products = at::matmul(asked.index_select(2, there), cut(mean_k).sum(3).transpose(2, 3));
-    return at::constant_pad_nd(products * default_scale(q), {nulls(), 0});
-  }
-  Tensor with_nulls(const Tensor& x, const Tensor& null) const {  // [B,H,K+U,b,D]
-    const Tensor first = null.unsqueeze(1).unsqueeze(0).expand_symint({extent(x, 0), extent(x, 1), nulls(), size(), extent(x, 3)});
-    return at::cat({first.to(x.scalar_type()), cut(x)}, 2);
-  }
-
-  struct Result {
-    Tensor out, S, q_sum, bucket_q;
-  };
-  Result attend(const layers::WeightDropout& dropout) const {
-    const auto whole = q.options().dtype(at::kLong);
-    const Tensor mean_q = means(q, before(), q_sum), row = rows();
-    const Tensor number = at::arange(all().count + nulls(), whole) - nulls();
-    const auto allowed = number < row.unsqueeze(1);  // [R,K+U]: nulls and earlier buckets
-    const Sorting by = top_rows(scores(mean_q).to(q.scalar_type()), nulls(), o.temperature, allowed);
-
-    // Windows of queries: one bucket each, from that of the first token that asks.
-    const Size front = before() + shift() - first_window() * size(), skipped = first_window() - shift() - first_row();
-    const Buckets windows(asking() + front, size());
-    const auto own = [&](const Tensor& x) {
-      return windows.cut(at::constant_pad_nd(x, {0, 0, shift(), 0}).slice_symint(2, first_window() * size()));
-    };
-    const auto far = [&](const Tensor& x, const Tensor& null) {
-      return mixed(by, with_nulls(x, null)).slice_symint(2, skipped, skipped + windows.count);
-    };
-    const Tensor asked = windows.cut(at::constant_pad_nd_symint(q, {0, 0, front, 0}));
-    optional<Tensor> taken;
-    if (key_mask || lead > 0) {
-      const Tensor mask = key_mask.value_or(at::ones_symint({1, total()}, q.options().dtype(at::kBool)));  // [B or 1,m+n]
-      const Tensor later = at::constant_pad_nd_symint(mask, {0, all().count * size() - total() + lead}, false).slice(1, lead);
-      const Tensor of_buckets = later.unflatten_symint(1, {all().count, size()});
-      const Tensor sorted = mixed_mask(by, at::constant_pad_nd(of_buckets, {0, 0, nulls(), 0}, true)) & (row >= 0).unsqueeze(1);  // [B,H,R,L]
-      const Tensor here = windows.cut_mask(at::constant_pad_nd(mask, {shift(), 0}, false).slice_symint(1, first_window() * size()));
-      taken = at::cat({sorted.slice_symint(2, skipped, skipped + windows.count),
-                       here.unsqueeze(1).expand_symint({extent(q, 0), extent(q, 1), windows.count, size()})},
-                      3);
-    }
-    const Tensor out = attend_by_buckets(windows, asked, at::cat({far(k, null_k), own(k)}, 3), at::cat({far(v, null_v), own(v)}, 3), taken, true,
-                                         dropout, lead > 0 ? 1 : 0);
-
-    // Rows of buckets in which a token asks, nulls in one column.
-    const auto number_of = [&](const Size& size) { return at::ones_symint({size}, whole).sum(); };
-    const Tensor is_asking =
-        (row + 1 > number_of(first_window()) - shift()) & (row < number_of(first_window() + windows.count) - shift()) & (row >= 0);
-    const Tensor asked_rows = by.S * is_asking.to(by.S.scalar_type()).view({-1, 1, 1});
-    const Tensor S = rows_of(first_row() < 0 ? asked_rows.slice(2, 1) : asked_rows);  // row -1 is of the tokens before the first bucket
-    const Tensor last =
-        ((number_of(total()) + (size() - 1 - lead)).floor_divide(size()) - 1) * size() + lead;  // first token of the last bucket begun
-    const Tensor means_so_far = at::cat({bucket_q.to(mean_q.scalar_type()).unsqueeze(2), mean_q}, 2);
-    return {.out = out.slice_symint(2, front),
-            .S = at::cat({S.slice(3, 0, nulls()).sum(3, true), S.slice(3, nulls())}, 3),
-            .q_sum = mean_q.select(2, -1) * (number_of(total()) - lead).clamp_min(0).to(mean_q.scalar_type()),
-            .bucket_q = means_so_far.index_select(2, (last - number_of(before()) + 1).clamp_min(0).unsqueeze(0)).squeeze(2)};
-  }
-};
-
-using CausalState = SinkhornCausalAttention::State;
-
-std::pair<SinkhornOutputs, CausalState> advance(const SinkhornCausalAttention::Options& o, const SinkhornParameters& p,
-                                                const SinkhornCausalAttention::Inputs& in, const CausalState& past, bool training) {
-  constexpr auto form_name = "sinkhorn_causal_attention";
-  const auto cache = layers::KVCache{.k = past.k, .v = past.v}.then(in.k, in.v);
-  const int64_t H = plain_extent(in.q, 1), b = o.bucket_size, half = b > 1 ? H / 2 : H;
-  TORCH_CHECK_VALUE(p.null_keys && p.null_values, form_name, ": null_keys and null_values must be given");
-  TORCH_CHECK_VALUE(extent(*p.null_keys, 0) == H, form_name, ": q must have num_heads = ", extent(*p.null_keys, 0), " heads, got ", H);
-  const optional<Tensor> weight =
-      o.sort_net == SortNet::simple ? optional(sort_weight_of(form_name, p, Buckets(extent(cache.k, 2), b).count, o.n_top_buckets)) : std::nullopt;
-  const Tensor nothing = at::zeros_symint({extent(in.q, 0), H, extent(in.q, 3)}, in.q.options());
-  const layers::WeightDropout dropout(o.dropout, in.dropout_seed, training, in.q);
-  std::vector<Tensor> outs, sorts, sums, means;
-  for (const bool is_late : {false, true}) {
-    const int64_t first = is_late ? half : 0, count = is_late ? H - half : half;
-    if (count == 0) continue;
-    const auto some = [&](const Tensor& x, int64_t dim) { return x.narrow(dim, first, count); };
-    const CausalHeads heads{.o = o,
-                            .q = some(in.q, 1),
-                            .k = some(cache.k, 1),
-                            .v = some(cache.v, 1),
-                            .null_k = some(*p.null_keys, 0),
-                            .null_v = some(*p.null_values, 0),
-                            .sort_weight = weight ? optional(some(*weight, 1)) : std::nullopt,
-                            .key_mask = in.key_mask,
-                            .q_sum = some(past.q_sum.defined() ? past.q_sum : nothing, 1),
-                            .bucket_q = some(past.bucket_q.defined() ? past.bucket_q : nothing, 1),
-                            .lead = is_late ? b - 1 : 0};
-    const auto found = heads.attend(dropout);
-    outs.push_back(found.out);
-    sorts.push_back(found.S);
-    sums.push_back(found.q_sum);
-    means.push_back(found.bucket_q);
-  }
-  const Tensor S = at::cat(sorts, 1);
-  return {{.out = masked_rows(at::cat(outs, 1), in.query_mask), .sort_matrix = S},
-          {.k = cache.k, .v = cache.v, .q_sum = at::cat(sums, 1).to(in.q.scalar_type()), .bucket_q = at::cat(means, 1).to(in.q.scalar_type())}};
+/// The options of the heads that sort.
+SinkhornAttention::Options sorting_of(const SinkhornSelfAttention::Options& o) {
+  return {.num_heads = o.num_heads - o.n_local_attn_heads,
+          .head_dim = o.head_dim.value_or(o.embed_dim / o.num_heads),
+          .bucket_size = o.bucket_size,
+          .kv_bucket_size = o.kv_bucket_size,
+          .sort_net = o.sort_net,
+          .max_buckets = o.max_buckets,
+          .non_permutative = o.non_permutative,
+          .sinkhorn_iter = o.sinkhorn_iter,
+          .temperature = o.temperature,
+          .n_sortcut = o.n_sortcut,
+          .n_top_buckets = o.n_top_buckets,
+          .values_from_keys = o.values_from_keys,
+          .dropout = o.attn_dropout};
+}
+SinkhornCausalAttention::Options causal_sorting_of(const SinkhornSelfAttention::Options& o) {
+  return {.num_heads = o.num_heads - o.n_local_attn_heads,
+          .head_dim = o.head_dim.value_or(o.embed_dim / o.num_heads),
+          .bucket_size = o.bucket_size,
+          .sort_net = o.sort_net,
+          .max_buckets = o.max_buckets,
+          .temperature = o.temperature,
+          .n_top_buckets = o.n_top_buckets,
+          .dropout = o.attn_dropout};
 }
 
 }  // namespace
 
-SinkhornOutputs SinkhornCausalAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
-  return advance(o, p, in, {}, training).first;
+void SinkhornSelfAttention::check(const Options& o) {
+  constexpr auto form_name = "sinkhorn_self_attention";
+  layers::check_heads(form_name, o.embed_dim, o.num_heads, o.head_dim);
+  TORCH_CHECK_VALUE(o.n_local_attn_heads >= 0 && o.n_local_attn_heads < o.num_heads, form_name,
+                    ": n_local_attn_heads must leave a head that sorts, got ", o.n_local_attn_heads, " of ", o.num_heads);
+  TORCH_CHECK_VALUE(!o.causal || !o.context_only, form_name, ": causal and context_only exclude each other");
+  TORCH_CHECK_VALUE(!o.causal || (o.n_sortcut == 0 && o.non_permutative), form_name, ": n_sortcut must be 0 and non_permutative True if causal");
+  TORCH_CHECK_VALUE(!o.causal || o.kv_bucket_size.value_or(o.bucket_size) == o.bucket_size, form_name,
+                    ": kv_bucket_size must be bucket_size if causal, got ", o.kv_bucket_size.value_or(0), " and ", o.bucket_size);
+  TORCH_CHECK_VALUE(!o.context_only || o.n_local_attn_heads == 0, form_name, ": n_local_attn_heads must be 0 for context_only, got ",
+                    o.n_local_attn_heads);
+  TORCH_CHECK_VALUE(!o.context_only || !o.head_dim || *o.head_dim * o.num_heads == o.embed_dim, form_name,
+                    ": head_dim must be E/H for context_only, got ", o.head_dim.value_or(0));
+  layers::check_dropout(form_name, "dropout", o.dropout);
+  SinkhornAttention::check(sorting_of(o));
 }
 
-std::pair<SinkhornOutputs, CausalState> SinkhornCausalAttention::step(const Options& o, const Parameters& p, const Inputs& in, State&& state,
-                                                                      bool training) {
-  return advance(o, p, in, state, training);
+SinkhornSelfAttention::Parameters SinkhornSelfAttention::init(const Options& o) {
+  const int64_t inner = o.head_dim.value_or(o.embed_dim / o.num_heads) * o.num_heads;
+  const auto projection = [&] { return layers::Linear::init(o.embed_dim, inner, false); };
+  Parameters p{.query = projection(), .key = {}, .value = {}, .out = layers::Linear::init(inner, o.embed_dim), .sorting = {}};
+  if (!o.context_only) {
+    p.key = projection();
+    p.value = projection();
+  }
+  p.sorting = o.causal ? SinkhornCausalAttention::init(causal_sorting_of(o)) : SinkhornAttention::init(sorting_of(o));
+  return p;
 }
 
-FOVEATE_MECHANISM(SinkhornCausalAttention)
+Tensor SinkhornSelfAttention::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
+  constexpr auto form_name = "sinkhorn_self_attention";
+  TORCH_CHECK_VALUE(o.context_only == in.context.has_value(), form_name, ": context must be given with context_only, and only then");
+  TORCH_CHECK_VALUE(o.context_only || (p.key && p.value), form_name, ": key and value must be given without context_only");
+  const Tensor q = split_heads(p.query(in.x), o.num_heads);
+  const Tensor k = split_heads(o.context_only ? *in.context : (*p.key)(in.x), o.num_heads);
+  const Tensor v = o.context_only ? k : split_heads((*p.value)(in.x), o.num_heads);
+  const auto& key_mask = o.context_only ? in.context_mask : in.key_mask;
+  const layers::WeightDropout dropout(o.attn_dropout, in.dropout_seed, training, in.x);
+
+  const int64_t local = o.n_local_attn_heads, sorted = o.num_heads - local;
+  const auto of_sorting = [&](const Tensor& x) { return x.narrow(1, local, sorted); };
+  std::vector<Tensor> heads;
+  if (local > 0) {  // each bucket sees its own and those beside it
+    const auto of_local = [&](const Tensor& x) { return x.narrow(1, 0, local); };
+    const auto near = patterns::block_window(o.bucket_size, o.bucket_size, o.causal ? 0 : o.bucket_size);
+    const ops::Attention how{.key_mask = key_mask, .causal = o.causal, .query_mask = in.key_mask};
+    heads.push_back(ops::sparse_attention(of_local(q), of_local(k), of_local(v), near, dropout.with(how, 1)).out);
+  }
+  if (o.causal) {
+    heads.push_back(SinkhornCausalAttention::forward(causal_sorting_of(o), p.sorting,
+                                                     {.q = of_sorting(q),
+                                                      .k = of_sorting(k),
+                                                      .v = of_sorting(v),
+                                                      .key_mask = key_mask,
+                                                      .query_mask = in.key_mask,
+                                                      .dropout_seed = dropout.seed()},
+                                                     false)
+                        .out);
+  } else {
+    heads.push_back(SinkhornAttention::forward(sorting_of(o), p.sorting,
+                                               {.q = of_sorting(q),
+                                                .k = of_sorting(k),
+                                                .v = of_sorting(v),
+                                                .key_mask = key_mask,
+                                                .query_mask = in.key_mask,
+                                                .gumbel = in.gumbel,
+                                                .dropout_seed = dropout.seed()},
+                                               false)
+                        .out);
+  }
+  return layers::dropout(p.out(merge_heads(at::cat(heads, 1))), o.dropout, in.dropout_keep, training);
+}
+
 FOVEATE_MECHANISM(SinkhornAttention)
+FOVEATE_MECHANISM(SinkhornCausalAttention)
+FOVEATE_MECHANISM(SinkhornSelfAttention)
 
 }  // namespace foveate

@@ -148,7 +148,7 @@ assert out.shape == (2, 4, 48, 8))"};
       f("q", q, "[B,H,N,D] queries");
       f("k", k, "[B,H,N,D] keys");
       f("v", v, "[B,H,N,D] values");
-      f("key_mask", key_mask, "bool [B,N] True where a key takes part");
+      f("key_mask", key_mask, "bool [B,*] True where a key takes part; of all keys so far in a step");
       f("query_mask", query_mask, "bool [B,N] False where a query gets zeros");
       f("dropout_seed", dropout_seed, "int [] seed of the draw of dropout");
     }
@@ -168,6 +168,79 @@ assert out.shape == (2, 4, 48, 8))"};
   static Parameters init(const Options&);
   static Outputs forward(const Options&, const Parameters&, const Inputs&, bool training);
   static std::pair<Outputs, State> step(const Options&, const Parameters&, const Inputs&, State&&, bool training);
+};
+
+/// The layer. Some heads may instead attend to their own bucket and its neighbours.
+struct FOVEATE_API SinkhornSelfAttention {
+  static constexpr Form form{.card = &sparse_sinkhorn,
+                             .summary = "multi-head attention by sorted buckets",
+                             .returns = "[B,N,E] attended sequence",
+                             .example = R"(layer = foveate.nn.SinkhornSelfAttention(embed_dim=32, num_heads=4, bucket_size=8, n_local_attn_heads=1)
+out = layer(torch.randn(2, 48, 32))
+assert out.shape == (2, 48, 32))"};
+  struct Options {
+    int64_t embed_dim = 0;
+    int64_t num_heads = 8;
+    optional<int64_t> head_dim;
+    int64_t bucket_size = 0;
+    bool causal = false;
+    bool context_only = false;
+    int64_t n_local_attn_heads = 0;
+    optional<int64_t> kv_bucket_size;
+    SortNet sort_net = SortNet::attention;
+    optional<int64_t> max_buckets;
+    bool non_permutative = true;
+    int64_t sinkhorn_iter = 5;
+    double temperature = 0.75;
+    int64_t n_sortcut = 0;
+    int64_t n_top_buckets = 1;
+    bool values_from_keys = false;
+    double attn_dropout = 0;
+    double dropout = 0;
+    void fields(auto&& f) {
+      f("embed_dim", embed_dim, "width E", required);
+      f("num_heads", num_heads, "heads H (lucidrains: 8)");
+      f("head_dim", head_dim, "width D of a head, default E/H");
+      f("bucket_size", bucket_size, "queries of a bucket; the last one may hold fewer", required);
+      f("causal", causal, "no token sees a later one; then n_sortcut is 0 and S not a mixture");
+      f("context_only", context_only, "keys and values are a context as it is, E = H D wide");
+      f("n_local_attn_heads", n_local_attn_heads, "so many heads, the first ones, attend to their own bucket and those beside it, without sorting");
+      detail::sorting_fields(f, *this);
+      f("values_from_keys", values_from_keys, "sorted values are sorted keys, an error of sinkhorn-transformer 0.11.4, for models trained with it");
+      f("attn_dropout", attn_dropout, "probability of dropping an attention weight in training, or where dropout_seed is given");
+      f("dropout", dropout, "probability of dropping an element of the result in training, or where dropout_keep is given");
+    }
+  };
+  struct Inputs {
+    Tensor x;
+    optional<Tensor> key_mask, context, context_mask, gumbel, dropout_seed, dropout_keep;
+    void fields(auto&& f) {
+      f("x", x, "[B,N,E] sequence");
+      f("key_mask", key_mask, "bool [B,N] True where a token takes part");
+      f("context", context, "[B,M,E] keys and values of context_only");
+      f("context_mask", context_mask, "bool [B,M] True where one of them takes part");
+      f("gumbel", gumbel,
+        "[B,*,*,*] the draw of noise, for each head that sorts on scores of buckets of queries by those of keys; default Gumbel noise");
+      f("dropout_seed", dropout_seed, "int [] seed of the draw of dropout of attention weights");
+      f("dropout_keep", dropout_keep, "bool [B,N,E] the draw of dropout of the result, True where an element is kept");
+    }
+  };
+  struct Parameters {
+    layers::Linear query;
+    optional<layers::Linear> key, value;
+    layers::Linear out;
+    SinkhornParameters sorting;
+    void fields(auto&& f) {
+      f("query", query, "query projection");
+      f("key", key, "key projection");
+      f("value", value, "value projection");
+      f("out", out, "output projection");
+      f("sorting", sorting, "of heads that sort");
+    }
+  };
+  static void check(const Options&);
+  static Parameters init(const Options&);
+  static Tensor forward(const Options&, const Parameters&, const Inputs&, bool training);
 };
 
 }  // namespace foveate

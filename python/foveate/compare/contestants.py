@@ -63,6 +63,15 @@ def _efficient_block(size: Size) -> dict[str, Any]:
     return {"in_channels": size.width, "key_channels": half, "value_channels": half, "head_count": 1}
 
 
+def _axial(size: Size) -> dict[str, Any]:
+    return {"dim": size.width, "num_heads": 1, "head_dim": size.width // 2, "dim_index": 1}
+
+
+def _interlaced(size: Size) -> dict[str, Any]:
+    half = size.width // 2
+    return {"in_channels": size.width, "key_channels": half, "value_channels": half, "out_channels": size.width}
+
+
 def _kronecker(size: Size) -> dict[str, Any]:
     return {"in_channels": size.width, "num_heads": 1, "head_dim": size.width // 2}
 
@@ -71,9 +80,28 @@ def _bounded(size: Size) -> dict[str, Any]:
     return _layer(size) | {"max_len": size.length}
 
 
+def _hashing(size: Size) -> dict[str, Any]:
+    """Chunks that divide the length, which need not be a power of two."""
+    chunk = next((c for c in range(_near(size, 64), 1, -1) if size.length % (2 * c) == 0), 1)
+    return _layer(size) | {"bucket_size": chunk, "n_hashes": 4}
+
+
+def _routing(size: Size) -> dict[str, Any]:
+    window = _near(size, 64)
+    return _layer(size) | {"window_size": window, "num_clusters": max(1, size.length // window)}
+
+
 def _near(size: Size, most: int) -> int:
     """What a name says, but no more than an eighth of a short sequence: a window that sees everything would show nothing."""
     return min(most, max(4, size.length // 8))
+
+
+def _improved(size: Size) -> dict[str, Any]:
+    return {"clusters": _near(size, 100), "topk": _near(size, 32)}
+
+
+def _sinkhorn(size: Size) -> dict[str, Any]:
+    return _heads(size) | {"bucket_size": _near(size, 64)}
 
 
 def _local(size: Size) -> dict[str, Any]:
@@ -140,6 +168,13 @@ ROWS: tuple[Row, ...] = (
     Row("DietAttention", "Diet (dilated with memory, layer 4, causal)", "qkv", "different", lambda size: {"layer": 4, "pattern": "dilated_mem"}),
     Row("SmyrfAttention", "SMYRF (4 rounds of 64)", "qkv", "approximate", lambda size: _smyrf(size, 4, 64)),
     Row("SmyrfAttention", "SMYRF (8 rounds of 128)", "qkv", "approximate", lambda size: _smyrf(size, 8, 128)),
+    Row("ProbSparseAttention", "Informer (ProbSparse, factor 5)", "qkv", "approximate"),
+    Row("ClusteredAttention", "Clustered (100 clusters)", "qkv", "approximate", lambda size: {"clusters": _near(size, 100)}),
+    Row("ImprovedClusteredAttention", "Improved clustered (100 clusters, 32 keys)", "qkv", "approximate", _improved),
+    Row("ScramAttention", "SCRAM (4 iterations)", "qkv", "approximate", lambda size: {"search_levels": math.ceil(math.log2(size.length))}),
+    Row("SinkhornAttention", "Sinkhorn (buckets of 64, 2 sorted)", "qkv", "approximate", lambda size: _sinkhorn(size) | {"n_top_buckets": 2}),
+    Row("SinkhornAttention", "Sinkhorn (mixture of buckets of 64)", "qkv", "different", lambda size: _sinkhorn(size) | {"non_permutative": False}),
+    Row("SinkhornAttention", "SortCut (2 buckets of 64)", "qkv", "approximate", lambda size: _sinkhorn(size) | {"n_sortcut": 2}),
     Row("MultiheadAttention", "Multi-head attention", "vectors", "exact", _layer, baseline=True),
     Row("LinformerMultiheadAttention", "Linformer layer (rank 128)", "vectors", "different", lambda size: _layer(size) | _linformer(size, "linear")),
     Row("LongformerSelfAttention", "Longformer layer (window 128)", "vectors", "different", lambda size: _layer(size) | {"window": 128}),
@@ -152,6 +187,8 @@ ROWS: tuple[Row, ...] = (
     Row("SlimPerformerLayer", "SLiM Performer layer (causal)", "vectors", "different", _slim),
     Row("BlockwiseMultiheadAttention", "Blockwise layer (2 blocks)", "vectors", "different", lambda size: _layer(size) | _blockwise(size, 2)),
     Row("ImageTransformerLayer", "Image Transformer layer (blocks of 64)", "vectors", "different", lambda size: _layer(size) | _local(size)),
+    Row("LSHSelfAttention", "Reformer layer (4 rounds, chunks of 64)", "vectors", "different", _hashing),
+    Row("RoutingSelfAttention", "Routing Transformer layer (windows of 64)", "vectors", "different", _routing),
     Row("Nystromformer", "Nystromformer layer (64 landmarks)", "vectors", "different", _layer),
     Row("Synthesizer", "Synthesizer layer (dense)", "vectors", "different", _bounded),
     Row("Synthesizer", "Synthesizer layer (random)", "vectors", "different", lambda size: _bounded(size) | {"kinds": ["random"]}),
@@ -169,7 +206,16 @@ ROWS: tuple[Row, ...] = (
         _etc_layer,
         made=lambda x: (_spans(x, 16),),
     ),
+    Row("TalkConvolution", "TaLK convolution (15 tokens each side)", "vectors", "different", lambda size: _talk(size, 15)),
+    Row("ProductKeyMemory", "Product-key memory (128^2 slots)", "vectors", "different", lambda size: _memory(size, 128)),
     Row("JukeboxMultiheadAttention", "Jukebox layer (row)", "vectors", "different", lambda size: _layer(size) | _jukebox(size, "block")),
+    Row(
+        "SinkhornSelfAttention",
+        "Sinkhorn layer (buckets of 64)",
+        "vectors",
+        "different",
+        lambda size: _layer(size) | {"bucket_size": _near(size, 64)},
+    ),
     Row("NonLocalBlock", "Non-local block", "map", "exact", lambda size: {"in_channels": size.width, "sub_sample": False}, baseline=True),
     Row("NonLocalBlock", "Non-local block (pooled keys)", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EfficientAttentionBlock", "Efficient Attention block", "map", "different", _efficient_block),
@@ -178,18 +224,64 @@ ROWS: tuple[Row, ...] = (
     Row("KroneckerAttention", "Kronecker attention (kv)", "map", "different", lambda size: _kronecker(size) | {"variant": "kv"}),
     Row("GlobalContextBlock", "Global context block", "map", "different", lambda size: {"in_channels": size.width}),
     Row("EMAU", "EMA unit (64 bases)", "map", "different", lambda size: {"in_channels": size.width}),
+    Row("PermutohedralAttention", "Permutohedral attention (2 lattices, 4 features)", "map", "different", lambda size: _lattice(size, 4)),
     Row("CBAM", "CBAM", "map", "different", lambda size: {"gate_channels": size.width}),
     Row("BAM", "BAM", "map", "different", lambda size: {"gate_channels": size.width}),
+    Row("CrissCrossAttention", "Criss-cross attention (twice)", "map", "different", lambda size: {"channels": size.width}),
+    Row("AxialAttention", "Axial attention (rows + columns)", "map", "different", _axial),
+    Row("InterlacedSparseBlock", "Interlaced sparse block (tiles of 8 by 8)", "map", "different", _interlaced),
+    Row("LambdaLayer", "Lambda layer (window of 7)", "map", "different", lambda size: {"in_channels": size.width, "r": 7}),
+    Row("LightNonLocalBlock", "LightNL block (1/4 compared)", "map", "different", lambda size: {"in_channels": size.width, "ratio": 0.25}),
+    Row("FractalAttention", "FracTAL attention", "map", "different", lambda size: {"channels": size.width}),
 )
 
 
 # Why a form has no row, where it is not for its input.
 REASONS = {
+    "RCCA": "is a head around criss-cross attention",
+    "CrissCross": "takes queries, keys and values of a map",
+    "AxisAttention": "takes queries, keys and values of a map",
+    "AxialImageTransformer": "is a whole model",
+    "AxialTransformer": "is a whole model",
+    "AxialSampler": "is a whole model",
+    "AxialTransformer3d": "is a whole model",
+    "AxialSampler3d": "is a whole model",
+    "InterlacedSelfAttention": "is exact attention between transforms of its own",
+    "InterlacedSparseModule": "is the interlaced sparse block for several tile sizes",
+    "LambdaAttention": "shares keys and values between heads",
+    "TanimotoSimilarity": "compares two maps",
+    "FractalResidualUnit": "is FracTAL attention beside a residual branch",
+    "FractalFusion": "joins two maps",
+    "TensorLowRankGate": "has weights of the size of the map",
     "KroneckerAttentionOperator": "is KroneckerAttention without weights",
     "SimplifiedNonLocalBlock": "is the global context block's step on the way",
     "BPTransformer": "is a whole model",
+    "ImprovedClusteredCausalAttention": "is improved clustered attention without the rest of the keys",
+    "SinkhornCausalAttention": "is Sinkhorn attention to earlier buckets",
+    "EdgeAttention": "takes a list of edges",
+    "SparseAdaptiveConnection": "names edges step by step, as a reward has trained it to",
     "PMA": "pools a sequence into a few vectors",
     "ImageTransformerGridAttention": "takes queries, keys and values of an image",
+    "MemoryCompression": "shortens a memory",
+    "CompressiveTransformerLayer": "is Transformer-XL's layer where there is no memory yet",
+    "CompressiveAttention": "is causal attention where there is no memory yet",
+    "CompressiveTransformer": "is a whole model",
+    "MemformerMemory": "reads a memory alone, which is its first state where there is no segment before",
+    "MemformerWrite": "writes a memory from a sequence",
+    "MemformerEncoder": "is self-attention and a read of a memory from segments before",
+    "MemformerDecoder": "takes what an encoder made",
+    "Memformer": "is a whole model",
+    "MemBartLayer": "attends to a memory from segments before",
+    "MemBartEncoder": "is a whole model",
+    "InformerEncoder": "is a whole model",
+    "InformerStack": "is a whole model",
+    "InformerDecoderLayer": "takes a second sequence",
+    "LSHAttention": "takes queries that are keys, too",
+    "ReformerLSHSelfAttention": "is the LSH layer without the output projection",
+    "ReformerLocalSelfAttention": "is attention in chunks without the output projection",
+    "Reformer": "is a whole model",
+    "RoutingAttention": "takes centroids",
+    "RoutingCentroids": "gives centroids",
     "RotaryEmbedding": "is a part of RotaryAttention",
     "NonLocalAttention": "is exact attention with a scale of its own",
     "LongformerBlockAttention": "is Longformer by blocks",
@@ -216,6 +308,12 @@ REASONS = {
     "MultiScaleTopDown": "is a whole model",
     "MultiScaleBottomUp": "is a whole model",
     "MultiScaleRetina": "is a whole model",
+    "WindowSum": "is TalkConvolution with given windows",
+    "TalkConvolutionLayer": "is the convolution with projections and a feed-forward network",
+    "ProductKeyLookup": "takes queries, keys and values of a memory",
+    "PKM": "is the memory with another normalisation of queries",
+    "LatticeFilter": "takes points that are queries and keys at once",
+    "PermutohedralSimplex": "shows the lattice",
 }
 
 
@@ -252,6 +350,19 @@ def _global(size: Size, near: str, globals_: str) -> dict[str, Any]:
 def _jukebox(size: Size, pattern: str) -> dict[str, Any]:
     """As many rows as columns, about."""
     return {"pattern": pattern, "block_length": 2 ** round(math.log2(size.length) / 2)}
+
+
+def _talk(size: Size, reach: int) -> dict[str, Any]:
+    return {"hid_dim": size.width, "num_heads": size.heads, "max_left": reach}
+
+
+def _memory(size: Size, keys: int) -> dict[str, Any]:
+    return {"input_dim": size.width, "heads": size.heads, "n_keys": keys, "key_dim": 64}
+
+
+def _lattice(size: Size, features: int) -> dict[str, Any]:
+    half = size.width // 2  # two lattices give as many channels as came
+    return {"in_features": size.width, "filter_features": features, "out_features": half, "dimension": 2, "normalize": "row"}
 
 
 def _smyrf(size: Size, rounds: int, cluster: int) -> dict[str, Any]:
