@@ -42,7 +42,7 @@ CASES = [
          make=_drawn(2, 3, 2, 2), gradcheck=SHORT),
     Case("reformer_local_self_attention", X, {**HF, "chunks_after": 1}, given=("mask",), mask="mask", gradcheck=SHORT),
     Case("reformer_local_self_attention", X, {**HF, "causal": True}, causal=True, gradcheck=SHORT),
-    Case("reformer", X | {"H": 2}, {**HF, "inner_dim": 12, "layers": ["local", "lsh"], "num_buckets": [4], "axial_shape": [4, 5],
+    Case("reformer", X | {"H": 2}, {**HF, "inner_dim": 12, "layers": ["local", "lsh"], "num_buckets": [4], "axial_shape": [65, 64],
          "axial_dims": [3, 5], "ff_chunk": 5}, given=("rotations", "mask"), make=_drawn(1, 2, 3, 1, 2), gradcheck=SHORT),
 ]  # fmt: skip
 

@@ -10,6 +10,8 @@
 #include <foveate/reversible.h>
 #include <foveate/sparse_attention.h>
 
+#include <algorithm>
+
 namespace foveate {
 namespace {
 
@@ -34,9 +36,7 @@ struct Call {
 Call call_of(const LSHAttention::Options& o, const LSHAttention::Inputs& in) {
   const Size N = extent(in.qk, 2);
   TORCH_CHECK_VALUE(!o.query_len || *o.query_len <= N, "lsh_attention: query_len must be no more than N = ", N, ", got ", o.query_len.value_or(0));
-  Call call{.qk = in.qk, .v = in.v, .rotations = in.rotations, .mask = in.mask, .queries = o.query_len ? Size(*o.query_len) : N};
-  if (!in.rotations) call.seed = ops::draw_seed(in.qk);
-  return call;
+  return {.qk = in.qk, .v = in.v, .rotations = in.rotations, .mask = in.mask, .queries = o.query_len ? Size(*o.query_len) : N};
 }
 
 bool is_unit(const LSHAttention::Options& o) { return o.variant == ReformerVariant::l2norm; }
@@ -89,11 +89,12 @@ Tensor in_full(const LSHAttention::Options& o, const Call& call) {
   return ops::cluster_attention(call.qk, as_keys(call.qk, o.variant), call.v, rules(o, call)).out.narrow_symint(2, 0, call.queries);
 }
 
-LSHAttention::Outputs attend(const LSHAttention::Options& o, const Call& call) {
+LSHAttention::Outputs attend(const LSHAttention::Options& o, Call call) {
   if (o.full_attn_thres > 0 && extent(call.qk, 2) < o.full_attn_thres) {
     const auto whole = call.qk.options().dtype(at::kLong);
     return {.out = in_full(o, call), .buckets = at::zeros_symint({extent(call.qk, 0), extent(call.qk, 1), o.n_hashes, extent(call.qk, 2)}, whole)};
   }
+  if (!call.rotations) call.seed = ops::draw_seed(call.qk);
   const Tensor buckets = hashed(o, call);
   return {.out = by_buckets(o, call, buckets), .buckets = buckets};
 }
@@ -191,9 +192,8 @@ Tensor LSHSelfAttention::forward(const Options& o, const Parameters& p, const In
     const auto mine = [&](const Tensor& x) { return x.narrow(1, local, o.num_heads - local); };
     optional<Tensor> mask = in.mask;
     if (mask && p.mem_kv) mask = at::cat({*mask, at::ones_symint({extent(in.x, 0), extent(*p.mem_kv, 1)}, mask->options())}, 1);
-    Call call{.qk = mine(qk), .v = mine(v), .rotations = in.rotations, .mask = mask, .queries = N, .dropout = dropout};
-    if (!in.rotations) call.seed = ops::draw_seed(in.x);
-    heads.push_back(attend(o.hashed(), call).out);
+    heads.push_back(
+        attend(o.hashed(), {.qk = mine(qk), .v = mine(v), .rotations = in.rotations, .mask = mask, .queries = N, .dropout = dropout}).out);
   }
   return layers::dropout(p.out(merge_heads(at::cat(heads, 1))), o.dropout, std::nullopt, training);
 }
@@ -576,6 +576,7 @@ Reformer::Parameters Reformer::init(const Options& o) {
 
 Tensor Reformer::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
   const auto local = o.local();
+  const auto kinds = o.kinds();
   Stack call{.x = p.row_positions && p.column_positions ? in.x + axial_positions(p, extent(in.x, 1)) : in.x,
              .parameters = listed(p.layers),
              .rotations = in.rotations ? optional(in.rotations->detach()) : std::nullopt,
@@ -596,13 +597,14 @@ Tensor Reformer::forward(const Options& o, const Parameters& p, const Inputs& in
              .activation = static_cast<int64_t>(o.ff_activation),
              .causal = o.causal,
              .layer_norm_eps = o.layer_norm_eps};
-  for (const Kind kind : o.kinds()) call.kinds.push_back(static_cast<int64_t>(kind));
-  if (!in.seed) call.seed = ops::draw_seed(in.x);
+  for (const Kind kind : kinds) call.kinds.push_back(static_cast<int64_t>(kind));
   if (training || in.seed) {
     call.dropout = o.dropout;
     call.lsh_dropout = o.lsh_dropout;
     call.local_dropout = o.local_dropout;
   }
+  const bool hashes = !in.rotations && std::find(kinds.begin(), kinds.end(), Kind::lsh) != kinds.end();
+  if (!in.seed && (hashes || call.dropout + call.lsh_dropout + call.local_dropout > 0)) call.seed = ops::draw_seed(in.x);
   const auto results = ops::call("foveate::_reformer_stack", std::move(call));
   return p.norm(at::cat({results[0].toTensor(), results[1].toTensor()}, -1), o.layer_norm_eps);
 }
