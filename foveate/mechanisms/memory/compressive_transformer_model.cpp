@@ -157,12 +157,15 @@ Model::Parameters CompressiveTransformer::init(const Options& o) {
   return p;
 }
 
-std::pair<Model::Outputs, Model::State> CompressiveTransformer::step(const Options& o, const Parameters& p, const Inputs& in, State&& past,
-                                                                     bool training) {
+namespace {
+
+/// No more than seq_len tokens.
+std::pair<Model::Outputs, Model::State> segment(const Model::Options& o, const Model::Parameters& p, const Model::Inputs& in, Model::State&& past,
+                                                bool training) {
   Tensor x = at::embedding(p.embedding, in.ids);
   if (p.widen) x = (*p.widen)(x);
   const auto slots = o.remembering();
-  State state = past.seen.defined() ? std::move(past) : fresh(o, x);
+  Model::State state = past.seen.defined() ? std::move(past) : fresh(o, x);
   TORCH_CHECK_VALUE(state.memories.size() == 2 * slots.size(), "compressive_transformer_step: state must hold `seen`, `seen_compressed` and ",
                     2 * slots.size(), " memories, got ", state.memories.size());
   if (in.reset) {
@@ -213,22 +216,31 @@ std::pair<Model::Outputs, Model::State> CompressiveTransformer::step(const Optio
   move_on(o, state, n);
   if (p.narrow) x = (*p.narrow)(x);
   loss = loss * (o.reconstruction_loss_weight / (o.sum_losses ? 1 : static_cast<double>(std::max<std::size_t>(slots.size(), 1))));
-  return {Outputs{.logits = p.head(x), .loss = loss}, std::move(state)};
+  return {Model::Outputs{.logits = p.head(x), .loss = loss}, std::move(state)};
 }
 
-Model::Outputs CompressiveTransformer::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
+}  // namespace
+
+std::pair<Model::Outputs, Model::State> CompressiveTransformer::step(const Options& o, const Parameters& p, const Inputs& in, State&& past,
+                                                                     bool training) {
   const int64_t N = plain_extent(in.ids, 1);
   std::vector<Tensor> logits, losses;
-  State state;
+  State state = std::move(past);
   for (int64_t start = 0; start < N || start == 0; start += o.seq_len) {
     const int64_t n = std::min(o.seq_len, N - start);
-    Inputs segment{.ids = in.ids.narrow(1, start, n), .mask = in.mask ? optional(in.mask->narrow(1, start, n)) : std::nullopt, .reset = {}};
-    auto [out, next] = step(o, p, segment, std::move(state), training);
+    const Inputs part{.ids = in.ids.narrow(1, start, n),
+                      .mask = in.mask ? optional(in.mask->narrow(1, start, n)) : std::nullopt,
+                      .reset = start == 0 ? in.reset : std::nullopt};
+    auto [out, next] = segment(o, p, part, std::move(state), training);
     logits.push_back(out.logits);
     losses.push_back(out.loss);
     state = std::move(next);
   }
-  return {.logits = at::cat(logits, 1), .loss = at::stack(losses).mean()};
+  return {Outputs{.logits = at::cat(logits, 1), .loss = at::stack(losses).mean()}, std::move(state)};
+}
+
+Model::Outputs CompressiveTransformer::forward(const Options& o, const Parameters& p, const Inputs& in, bool training) {
+  return step(o, p, in, {}, training).first;
 }
 
 FOVEATE_MECHANISM(CompressiveTransformer)

@@ -75,7 +75,7 @@ struct FOVEATE_API MemBartEncoder {
                              .summary = "encoder over segments of embeddings, with a memory of slots beside them in every layer",
                              .returns = "[B,N,E] encoded segment",
                              .example = R"(encoder = foveate.nn.MemBartEncoder(embed_dim=32, num_heads=4, inner_dim=64, depth=2, slots=8)
-state = None
+alone, state = encoder(torch.randn(2, 20, 32)), None  # one segment, without a past
 for segment in torch.randn(2, 40, 32).split(20, 1):
     encoded, state = encoder.step(segment, state=state)
 assert encoded.shape == (2, 20, 32) and state[0].shape == (2, 8, 32))"};

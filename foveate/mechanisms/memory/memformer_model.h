@@ -138,6 +138,7 @@ struct FOVEATE_API Memformer {
                              .example = R"(model = foveate.nn.Memformer(
     vocab_size=50, embed_dim=32, num_heads=4, encoder_depth=1, decoder_depth=2, slots=8)
 source, target, state = torch.randint(50, (2, 30)), torch.randint(50, (2, 7)), None
+alone = model(source[:, :10], target)  # one segment, without a past
 for segment in source.split(10, 1):
     out, encoded, state = model.step(segment, target, state=state)
 assert out.shape == (2, 7, 50) and state[0].shape == (2, 8, 32))"};
