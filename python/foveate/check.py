@@ -127,7 +127,8 @@ def looks_back_only(card: Card, form: FormCard, run: Callable[..., Any], argumen
     """Whether the form can be strictly causal here; it is a fault if then the future changes the past.
 
     A form that streams is strictly causal when its step takes the options; one with an option `causal`, and a model of images of ids, where
-    the card says strict. Where it says none, a stream of segments may be read both ways within each. Maps are read in raster order, where the mechanism is one of vision.
+    the card says strict. Where it says none, a stream of segments may be read both ways within each.
+    Maps are read in raster order, where the mechanism is one of vision.
     """
     names = {option.name for option in form.options}
     of_images = any(field.dtype == "int" and field.shape == "B,H,W" for field in form.inputs)
