@@ -15,7 +15,8 @@ def option(case: Case) -> str:
     return "attention_dropout" if any(f.name == "attention_dropout" for f in case.card.options) else "dropout"
 
 
-SEEDED = [case for case in cases() if any(f.name == "dropout_seed" for f in case.card.inputs) and "dropout_keep" not in case.given]
+GIVEN = {"dropout_keep", "dropout_seed"}  # cases that give a draw have no other
+SEEDED = [case for case in cases() if any(f.name == "dropout_seed" for f in case.card.inputs) and not GIVEN & {*case.given}]
 LINEAR = [case for case in SEEDED if "attention" in case.form]  # in the weights
 
 

@@ -209,7 +209,7 @@ def growing(form: FormCard, inputs: Mapping[str, Any]) -> dict[str, int]:
 def perturbed(x: Tensor, axis: int, cut: int) -> Tensor:
     """x with everything from `cut` on replaced."""
     tail = x.narrow(axis, cut, x.shape[axis] - cut)
-    other = torch.randn(tail.shape, dtype=x.dtype) if x.is_floating_point() else tail + 1
+    other = torch.randn(tail.shape, dtype=x.dtype) if x.is_floating_point() else torch.where(tail > 0, tail - 1, tail + 1)  # ids stay ids
     return torch.cat([x.narrow(axis, 0, cut), other], axis)
 
 

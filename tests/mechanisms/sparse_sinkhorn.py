@@ -55,7 +55,8 @@ CASES = [
     Case("sinkhorn_self_attention", X, {**LAYER, "causal": True, "n_local_attn_heads": 1, "head_dim": 3}, causal=True, gradcheck=SMALL),
     Case("sinkhorn_self_attention", {**X, "M": 11}, {**LAYER, "context_only": True, "n_sortcut": 2, "kv_bucket_size": 3, "dropout": 0.2},
          name="dropped", given=("context", "context_mask", "dropout_keep"), make={"context_mask": random_mask("M")}, **TWO, gradcheck=SMALL),
-    Case("sinkhorn_self_attention", {**X, "N": 8}, {**LAYER, "sort_net": "simple", "max_buckets": 2, "non_permutative": False, "attn_dropout": 0.2},
+    Case("sinkhorn_self_attention", {**X, "N": 8}, {**LAYER, "sort_net": "simple", "max_buckets": 2, "non_permutative": False,
+         "attention_dropout": 0.2},
          given=("gumbel", "dropout_seed"), make={"gumbel": lambda s, g: _gumbel({**s, "M": s["N"], "H": 2}, g)} | SEED, **FIXED, gradcheck={"B": 1}),
 ]  # fmt: skip
 

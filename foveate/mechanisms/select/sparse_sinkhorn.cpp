@@ -129,7 +129,7 @@ SinkhornAttention::Options sorting_of(const SinkhornSelfAttention::Options& o) {
           .n_sortcut = o.n_sortcut,
           .n_top_buckets = o.n_top_buckets,
           .values_from_keys = o.values_from_keys,
-          .dropout = o.attn_dropout};
+          .dropout = o.attention_dropout};
 }
 SinkhornCausalAttention::Options causal_sorting_of(const SinkhornSelfAttention::Options& o) {
   return {.num_heads = o.num_heads - o.n_local_attn_heads,
@@ -139,7 +139,7 @@ SinkhornCausalAttention::Options causal_sorting_of(const SinkhornSelfAttention::
           .max_buckets = o.max_buckets,
           .temperature = o.temperature,
           .n_top_buckets = o.n_top_buckets,
-          .dropout = o.attn_dropout};
+          .dropout = o.attention_dropout};
 }
 
 }  // namespace
@@ -203,7 +203,7 @@ std::pair<Tensor, SinkhornSelfAttention::State> SinkhornSelfAttention::advance(c
   const Tensor v = o.context_only ? k : split_heads((*p.value)(in.x), o.num_heads);
   const auto& key_mask = o.context_only ? in.context_mask : in.key_mask;
   const optional<Tensor> query_mask = in.key_mask ? optional(in.key_mask->slice_symint(1, extent(*in.key_mask, 1) - extent(in.x, 1))) : std::nullopt;
-  const layers::WeightDropout dropout(o.attn_dropout, in.dropout_seed, training, in.x);
+  const layers::WeightDropout dropout(o.attention_dropout, in.dropout_seed, training, in.x);
 
   const int64_t local = o.n_local_attn_heads, sorted = o.num_heads - local;
   const auto of_local = [&](const Tensor& x) { return x.narrow(1, 0, local); };

@@ -195,7 +195,7 @@ assert out.shape == (2, 48, 32))"};
     int64_t n_sortcut = 0;
     int64_t n_top_buckets = 1;
     bool values_from_keys = false;
-    double attn_dropout = 0;
+    double attention_dropout = 0;
     double dropout = 0;
     void fields(auto&& f) {
       f("embed_dim", embed_dim, "width E", required);
@@ -207,7 +207,7 @@ assert out.shape == (2, 48, 32))"};
       f("n_local_attn_heads", n_local_attn_heads, "so many heads, the first ones, attend to their own bucket and those beside it, without sorting");
       detail::sorting_fields(f, *this);
       f("values_from_keys", values_from_keys, "sorted values are sorted keys, an error of sinkhorn-transformer 0.11.4, for models trained with it");
-      f("attn_dropout", attn_dropout, "probability of dropping an attention weight in training, or where dropout_seed is given");
+      f("attention_dropout", attention_dropout, "probability of dropping an attention weight in training, or where dropout_seed is given");
       f("dropout", dropout, "probability of dropping an element of the result in training, or where dropout_keep is given");
     }
   };
