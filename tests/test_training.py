@@ -71,7 +71,9 @@ def test_compiled_training_equals_eager(case: Case) -> None:
         want, got = results(drawn(eager, **inputs)), results(drawn(compiled, **inputs))
         torch.testing.assert_close(got, want)
         for found in (want, got):
-            torch.stack([x.square().sum() for x in found]).sum().backward()
+            total = torch.stack([x.square().sum() for x in found]).sum()
+            if total.requires_grad:  # a function that drops weights has nothing to train
+                total.backward()
     assert_same(statistics(other), statistics(eager))
     gradients = [{name: p.grad for name, p in layer.named_parameters() if p.grad is not None} for layer in (other, eager)]
     assert_same(gradients[0], gradients[1], rtol=1e-8, atol=1e-9)

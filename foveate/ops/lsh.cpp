@@ -13,8 +13,9 @@ namespace {
 /// The number of buckets, in factors.
 std::vector<int64_t> factors_for(int64_t N, int64_t chunk, int64_t rule, optional<int64_t> longest) {
   if (static_cast<BucketRule>(rule) == BucketRule::one_a_chunk) return {std::max<int64_t>(2, (N + 2 * chunk - 1) / (2 * chunk) * 2)};
-  const auto power = std::max<int64_t>(1, std::bit_width(static_cast<uint64_t>(2 * (N / chunk))) - 1);
-  const int64_t limit = 2 * std::max(static_cast<int64_t>(std::sqrt(static_cast<double>(longest.value_or(N) / chunk))), chunk);
+  const auto power = std::max<int64_t>(1, static_cast<int64_t>(std::bit_width(static_cast<uint64_t>(2 * (N / chunk)))) - 1);
+  const int64_t chunks = longest.value_or(N) / chunk;
+  const int64_t limit = 2 * std::max(static_cast<int64_t>(std::sqrt(static_cast<double>(chunks))), chunk);
   if ((int64_t{1} << power) <= limit) return {int64_t{1} << power};
   return {int64_t{1} << power / 2, int64_t{1} << (power - power / 2)};
 }
