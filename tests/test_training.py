@@ -92,6 +92,8 @@ def test_exported_training_equals_eager(case: Case) -> None:
 def test_functional_gradients_in_training_equal_autograd(case: Case) -> None:
     inputs, layer = case.inputs(), case.layer().train()
     parameters = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    if not parameters:
+        return  # a function that drops weights has nothing to train
     before = statistics(layer)
 
     def loss(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
