@@ -130,10 +130,10 @@ void RoutingCentroids::check(const Options& o) {
 
 Tensor RoutingCentroids::forward(const Options& o, const Parameters&, const Inputs& in) {
   const Tensor perm = in.perm ? *in.perm : at::argsort(at::rand_symint({extent(in.x, 1)}, in.x.options().dtype(at::kFloat)));
-  Tensor means = in.x.index_select(1, perm.narrow(0, 0, o.num_clusters));
-  const Tensor x = in.x.unsqueeze(0);  // one batch
+  const Tensor x = in.x.to(ops::accumulation_type(in.x.scalar_type())).unsqueeze(0);  // one batch; rounding would send tokens elsewhere
+  Tensor means = x.squeeze(0).index_select(1, perm.narrow(0, 0, o.num_clusters));
   for (int64_t round = 0; round < o.iterations; ++round) means = moved(x, nearest(x, means.detach()), means);
-  return means;
+  return means.to(in.x.scalar_type());
 }
 
 FOVEATE_MECHANISM(RoutingCentroids)
