@@ -48,6 +48,8 @@ def golden(options: dict[str, Any], t: dict[str, Tensor]) -> dict[str, Tensor]:
         inputs["key_mask"] = inputs.pop("mask").bool()
     denominator = options.get("denominator", {})
     chosen = {n: options[n] for n in ("features", "eps", "causal", "renormalize", "nb_features", "orthogonal") if options.get(n) is not None}
+    if chosen.get("features") == "hyperbolic":
+        chosen.pop("eps", None)  # fast-transformers adds it to the denominator alone
     chosen["row_norm"] = "sqrt_dim" if options.get("ortho_scaling") == 1 else "gaussian"
     chosen["denominator"] = "add" if denominator.get("kind") == "add" else "guard"
     chosen["denominator_eps"] = 0.0 if denominator.get("kind") == "none" else denominator.get("eps", 0.0)
