@@ -18,20 +18,23 @@ template <class scalar> struct Cluster {
   long causal_keys;                 // keys u < causal_keys are hidden from queries t < u
   bool has_self, self_seen;
   scalar self_score;
-  const long* label;  // [B,H,clusters q_size]; may be null
+  const int* label;  // [B,H,clusters q_size]; may be null
   long rounds;
-  const long *here, *behind;   // [B,H,rounds,N]: a and b of the meetings; may be null
+  const int *here, *behind;    // [B,H,rounds,N]: a and b of the meetings; may be null
   const scalar* log_meetings;  // [2 rounds + 1]
   scalar scale;
   bool drawn;
   unsigned seed, threshold;
+  const unsigned char* keep;  // [B,H,places,(before + 1 + after) k_size]: a draw given instead, 0 drops; may be null
   scalar kept_share;
 
-  scalar* out;  // [B,H,places,Dv]
-  scalar* lse;  // [B,H,places]
+  bool merged;     // all places of a token are one query: there are N rows of results, else one for each place
+  scalar* out;     // [B,H,places or N,Dv]
+  scalar* lse;     // [B,H,places or N]
+  scalar* totals;  // [B,H,N], room for sums; forward of merged only
 
-  Rows d_out;           // [B,H,places,Dv]
-  const scalar* d_lse;  // [B,H,places]; may be null
+  Rows d_out;           // row i is that of place i, merged or not
+  const scalar* d_lse;  // [B,H,places or N]; may be null
   scalar* d_q;          // [B,H,N,D], zero before, as are the others
   scalar* d_k;          // [B,H,M,D]
   scalar* d_v;          // [B,H,M,Dv]

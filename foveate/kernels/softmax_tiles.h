@@ -115,11 +115,11 @@ template <class scalar, class F> void for_each_run(const Softmax<scalar>& a, con
   }
 }
 
-/// Whether some query of the tile is asked for.
+/// Whether some query of the tile is asked for: it stands in line, and no mask leaves it out.
 template <class scalar> bool asked(const Softmax<scalar>& a, const QueryTile& q) {
-  if (!a.query_mask) return true;
+  if (!a.query_mask && !a.q.index) return true;
   for (long i = q.first; i < q.first + q.height; ++i) {
-    if (a.query_mask[q.b * a.N + i]) return true;
+    if (a.q.place(q.b, q.h, i) >= 0 && (!a.query_mask || a.query_mask[q.b * a.N + i])) return true;
   }
   return false;
 }

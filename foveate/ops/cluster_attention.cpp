@@ -13,11 +13,11 @@ namespace {
 /// One call of the primitive foveate::_cluster_attention.
 struct Arguments {
   Tensor q, k, v;
-  optional<Tensor> q_index, k_index, key_mask, query_mask, label, meetings, dropout_seed;
+  optional<Tensor> q_index, k_index, key_mask, query_mask, label, meetings, dropout_keep, dropout_seed;
   Size causal_keys = 0;
   optional<double> self_score;
   int64_t q_size = 0, k_size = 0, before = 0, after = 0;
-  bool circular = false, self_seen = true;
+  bool circular = false, self_seen = true, merged = false;
   double scale = 1, dropout = 0;
 
   void fields(auto&& f) {
@@ -30,6 +30,7 @@ struct Arguments {
     f("query_mask", query_mask, "bool");
     f("label", label, "int");
     f("meetings", meetings, "int");
+    f("dropout_keep", dropout_keep, "bool");
     f("dropout_seed", dropout_seed, "int");
     f("causal_keys", causal_keys, "keys that causality hides; 0: none");
     f("self_score", self_score, "of a token and itself");
@@ -39,16 +40,30 @@ struct Arguments {
     f("after", after, "clusters");
     f("circular", circular, "whether the ends meet");
     f("self_seen", self_seen, "whatever masks say");
+    f("merged", merged, "the places of a token");
     f("scale", scale, "of the products");
     f("dropout", dropout, "probability");
   }
 };
 
-/// The token at each place, cut into clusters: [B,H,C,size], -1 for none.
+/// The token at each place, cut into clusters: [B,H,C,size], -1 for none. Rounds [B,H,R,P] are cut one by one.
 Tensor in_clusters(const optional<Tensor>& index, const Tensor& x, int64_t size) {
   const Tensor line = index ? *index : at::arange(x.size(2), x.options().dtype(at::kLong)).expand({x.size(0), x.size(1), -1});
-  const int64_t places = line.size(2), run = size > 0 ? size : std::max<int64_t>(places, 1), short_by = (run - places % run) % run;
-  return (short_by > 0 ? at::constant_pad_nd(line, {0, short_by}, -1) : line).unflatten(2, {(places + short_by) / run, run});
+  const int64_t places = line.size(-1), run = size > 0 ? size : std::max<int64_t>(places, 1), short_by = (run - places % run) % run;
+  const Tensor cut = (short_by > 0 ? at::constant_pad_nd(line, {0, short_by}, -1) : line).unflatten(-1, {(places + short_by) / run, run});
+  return line.dim() == 4 ? cut.flatten(2, 3) : cut;
+}
+
+/// Places of the line of queries that count: rounds fill up whole clusters.
+int64_t places_of(const Arguments& c, const Tensor& tq) {
+  if (!c.q_index) return c.q.size(2);
+  return c.q_index->dim() == 4 ? tq.size(2) * tq.size(3) : c.q_index->size(2);
+}
+
+/// The draw of dropout, a row for each place that counts: [B,H,places,W]
+optional<Tensor> kept_at_places(const Arguments& c, int64_t places) {
+  if (!c.dropout_keep || c.dropout_keep->dim() == 4) return c.dropout_keep;
+  return at::constant_pad_nd(*c.dropout_keep, {0, 0, 0, places / c.dropout_keep->size(2) - c.dropout_keep->size(3)}).flatten(2, 3);
 }
 
 /// What stands in a cluster [B,H,C,size,...], beside what stands in its neighbours: [B,H,C,(before + 1 + after) size,...].
@@ -99,6 +114,25 @@ void check_clusters(const Tensor& tq, const Tensor& tk) {
                     tq.size(2), " of queries and ", tk.size(2), " of keys");
 }
 
+/// Rows of results: one for each place, or for each token.
+auto rows_of(const Arguments& c) { return c.q_index && !c.merged ? extent(*c.q_index, 2) : extent(c.q, 2); }
+
+/// Places' results out [B,H,P,Dv], lse [B,H,P], joined for each of N tokens; token [B,H,P], -1 for none.
+OutAndLse join_places(const Tensor& out, const Tensor& lse, const Tensor& token, int64_t N) {
+  const Tensor to = at::where(token < 0, N, token);  // a row of its own for nobody
+  const auto rows = [&](int64_t count) { return std::vector<int64_t>{out.size(0), out.size(1), count}; };
+  const double nothing = -std::numeric_limits<double>::infinity();
+  const Tensor top = at::full(rows(N + 1), nothing, lse.options()).scatter_reduce(2, to, lse.detach(), "amax");
+  const Tensor shift = at::where(top == nothing, 0, top);
+  const Tensor share = (lse - shift.gather(2, to)).exp().masked_fill(lse == nothing, 0);  // [B,H,P]
+  const Tensor total = lse.new_zeros(rows(N + 1)).scatter_add(2, to, share).narrow(2, 0, N), seen = total > 0;
+  std::vector<int64_t> wide = rows(N + 1);
+  wide.push_back(out.size(3));
+  const Tensor sums = out.new_zeros(wide).scatter_add(2, to.unsqueeze(3).expand_as(out), share.unsqueeze(3) * out).narrow(2, 0, N);
+  const Tensor safe = at::where(seen, total, 1);
+  return {sums / safe.unsqueeze(3), at::where(seen, shift.narrow(2, 0, N) + safe.log(), nothing)};
+}
+
 OutAndLse cluster_attention_formula(const Arguments& c) {
   const auto type = accumulation_type(c.q.scalar_type());
   const Tensor tq = in_clusters(c.q_index, c.q, c.q_size), own = in_clusters(c.k_index, c.k, c.k_size);  // [B,H,C,w], [B,H,C,wk]
@@ -122,19 +156,23 @@ OutAndLse cluster_attention_formula(const Arguments& c) {
   }
   if (c.meetings) s = s - (count_meetings(*c.meetings, tq, tk).to(type) + 1e-9).log();
   auto [p, lse] = safe_softmax(s.masked_fill(seen.logical_not(), -std::numeric_limits<double>::infinity()));
-  const int64_t places = c.q_index ? c.q_index->size(2) : c.q.size(2);
-  if (c.dropout_seed) {
+  const int64_t places = places_of(c, tq);
+  if (const auto draw = kept_at_places(c, places)) {
+    const Tensor keep = at::constant_pad_nd(*draw, {0, 0, 0, tq.size(2) * tq.size(3) - places});
+    p = p * keep.view(p.sizes()).to(type) / (1 - c.dropout);
+  } else if (c.dropout_seed) {
     const Tensor place = at::arange(tq.numel(), tq.options()).view_as(row), slot = at::arange(tk.size(3), tq.options());
     p = p * kept_by_seed(place, slot, *c.dropout_seed, c.dropout).to(type) / (1 - c.dropout);
   }
-  const Tensor out = at::matmul(p, v).flatten(2, 3).narrow(2, 0, places);
-  return {out.to(c.q.scalar_type()).contiguous(), lse.flatten(2, 3).narrow(2, 0, places).contiguous()};
+  Tensor out = at::matmul(p, v).flatten(2, 3).narrow(2, 0, places), log = lse.flatten(2, 3).narrow(2, 0, places);
+  if (c.merged) std::tie(out, log) = join_places(out, log, tq.flatten(2).narrow(2, 0, places), c.q.size(2));
+  return {out.to(c.q.scalar_type()).contiguous(), log.contiguous()};
 }
 
 OutAndLse cluster_attention_meta(const Arguments& c) {
-  const auto places = c.q_index ? extent(*c.q_index, 2) : extent(c.q, 2);
-  return {c.q.new_empty_symint({extent(c.q, 0), extent(c.q, 1), places, extent(c.v, 3)}),
-          c.q.new_empty_symint({extent(c.q, 0), extent(c.q, 1), places}, c.q.options().dtype(accumulation_type(c.q.scalar_type())))};
+  const auto rows = rows_of(c);
+  return {c.q.new_empty_symint({extent(c.q, 0), extent(c.q, 1), rows, extent(c.v, 3)}),
+          c.q.new_empty_symint({extent(c.q, 0), extent(c.q, 1), rows}, c.q.options().dtype(accumulation_type(c.q.scalar_type())))};
 }
 
 // --- on the CPU --------------------------------------------------------------------------------------------------------------
@@ -161,7 +199,7 @@ template <class scalar> struct Prepared : Alive {
     a.clusters = tq.size(2);
     a.q_size = tq.size(3);
     a.k_size = tk.size(3);
-    a.places = c.q_index ? c.q_index->size(2) : a.N;
+    a.places = places_of(c, tq);
     a.before = c.before;
     a.after = c.after;
     a.circular = c.circular;
@@ -174,7 +212,9 @@ template <class scalar> struct Prepared : Alive {
     a.has_self = c.self_score.has_value();
     a.self_seen = c.self_seen;
     a.self_score = static_cast<scalar>(c.self_score.value_or(0));
-    if (c.label) a.label = whole(in_clusters(c.label, c.q, c.q_size));
+    if (c.label) a.label = numbers32(in_clusters(c.label, c.q, c.q_size));
+    a.keep = bytes(kept_at_places(c, a.places));
+    a.merged = c.merged;
     if (c.meetings) meet(*c.meetings);
     a.scale = static_cast<scalar>(c.scale);
     if (c.dropout_seed) {
@@ -187,6 +227,7 @@ template <class scalar> struct Prepared : Alive {
 
  private:
   const long* whole(const Tensor& t) { return kept(t.contiguous()).template const_data_ptr<int64_t>(); }
+  const int* numbers32(const Tensor& t) { return kept(t.to(at::kInt).contiguous()).template const_data_ptr<int>(); }
 
   kernels::Rows in_line(const char* name, const Tensor& t, const Tensor& tokens) {
     kernels::Rows found = kept_rows(t);
@@ -200,21 +241,27 @@ template <class scalar> struct Prepared : Alive {
 
   void meet(const Tensor& meetings) {
     a.rounds = meetings.size(3);
-    a.here = whole(meetings);
+    a.here = numbers32(meetings);
     a.behind = a.here + meetings[0].numel();
     a.log_meetings = numbers<scalar>((at::arange(2 * a.rounds + 1, options.dtype(at::kDouble)) + 1e-9).log());
   }
 };
 
-bool is_empty(const Arguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0 || (c.q_index && c.q_index->numel() == 0); }
+/// What the kernel leaves to the formula: nothing to do, or names of meetings that 32 bits do not hold.
+bool is_left(const Arguments& c) {
+  if (c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0 || (c.q_index && c.q_index->numel() == 0)) return true;
+  return c.meetings && c.meetings->numel() > 0 && c.meetings->max().item<int64_t>() > std::numeric_limits<int>::max();
+}
 
 template <class scalar> OutAndLse forward(const Arguments& c) {
   Prepared<scalar> p(c);
   auto& a = p.a;
-  Tensor out = at::empty({a.B, a.H, a.places, a.Dv}, p.options), lse = at::empty({a.B, a.H, a.places}, p.options);
+  const int64_t rows = rows_of(c).expect_int();
+  Tensor out = at::empty({a.B, a.H, rows, a.Dv}, p.options), lse = at::empty({a.B, a.H, rows}, p.options);
   a.out = out.mutable_data_ptr<scalar>();
   a.lse = lse.mutable_data_ptr<scalar>();
-  p.template in_parallel<scalar>(a, 0, a.B * a.H * a.clusters, p.run.forward_room(a), p.run.forward);
+  if (a.merged) a.totals = p.template room<scalar>({a.B, a.H, rows});
+  p.template in_parallel<scalar>(a, 0, a.B * a.H * (a.merged ? 1 : a.clusters), p.run.forward_room(a), p.run.forward);
   return {out.to(c.q.scalar_type()), lse};
 }
 
@@ -226,6 +273,11 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   a.out = const_cast<scalar*>(out.const_data_ptr<scalar>());  // NOLINT: read only in the backward
   a.lse = const_cast<scalar*>(lse.const_data_ptr<scalar>());  // NOLINT
   a.d_out = p.kept_rows(call.gradients[0].defined() ? call.gradients[0] : at::zeros_like(out));
+  if (a.merged) {  // of the token at each place
+    a.d_out.index = a.q.index;
+    a.d_out.index_head = a.q.index_head;
+    a.d_out.index_batch = a.q.index_batch;
+  }
   a.d_lse = d_lse.defined() ? d_lse.const_data_ptr<scalar>() : nullptr;
   Tensor d_q = at::zeros(c.q.sizes(), p.options), d_k = at::zeros(c.k.sizes(), p.options), d_v = at::zeros(c.v.sizes(), p.options);
   a.d_q = d_q.mutable_data_ptr<scalar>();
@@ -241,12 +293,12 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
 }
 
 OutAndLse cluster_attention_cpu(const Arguments& c) {
-  if (is_empty(c)) return cluster_attention_formula(c);
+  if (is_left(c)) return cluster_attention_formula(c);
   return c.q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
 }
 
 Gradients cluster_attention_backward_cpu(const Backward& call, const Arguments& c) {
-  if (is_empty(c)) return std::nullopt;
+  if (is_left(c)) return std::nullopt;
   return c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
 }
 
@@ -264,6 +316,8 @@ Attended cluster_attention(const Tensor& q, const Tensor& k, const Tensor& v, co
   TORCH_CHECK_VALUE(o.q_size >= 0 && o.k_size >= 0 && o.before >= 0 && o.after >= 0,
                     "cluster_attention: q_size, k_size, before, after must not be negative, got ", o.q_size, ", ", o.k_size, ", ", o.before, ", ",
                     o.after);
+  TORCH_CHECK_VALUE(o.merged || !o.q_index || o.q_index->dim() == 3, "cluster_attention: q_index must be [B,H,P] unless merged, got ",
+                    o.q_index->sym_sizes());
   TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, "cluster_attention: dropout must lie in [0, 1), got ", o.dropout);
   auto stack = call("foveate::_cluster_attention", Arguments{.q = q,
                                                              .k = k,
@@ -274,6 +328,7 @@ Attended cluster_attention(const Tensor& q, const Tensor& k, const Tensor& v, co
                                                              .query_mask = o.query_mask,
                                                              .label = o.label,
                                                              .meetings = o.meetings,
+                                                             .dropout_keep = o.dropout_keep,
                                                              .dropout_seed = o.dropout_seed,
                                                              .causal_keys = o.causal ? o.causal_keys.value_or(extent(k, 2)) : Size(0),
                                                              .self_score = o.self_score,
@@ -283,6 +338,7 @@ Attended cluster_attention(const Tensor& q, const Tensor& k, const Tensor& v, co
                                                              .after = o.after,
                                                              .circular = o.circular,
                                                              .self_seen = o.self_seen,
+                                                             .merged = o.merged,
                                                              .scale = o.scale.value_or(default_scale(q)),
                                                              .dropout = o.dropout});
   return {.out = stack[0].toTensor(), .lse = stack[1].toTensor()};

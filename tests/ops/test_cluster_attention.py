@@ -11,9 +11,9 @@ from torch.library import opcheck
 PRIMITIVE = torch.ops.foveate._cluster_attention
 FORMULA = torch.ops.foveate._cluster_attention_formula
 DEFAULTS: dict[str, Any] = {
-    "q_index": None, "k_index": None, "key_mask": None, "query_mask": None, "label": None, "meetings": None, "dropout_seed": None,
-    "causal_keys": 0, "self_score": None, "q_size": 0, "k_size": 0, "before": 0, "after": 0, "circular": False, "self_seen": True,
-    "scale": 0.5, "dropout": 0.0,
+    "q_index": None, "k_index": None, "key_mask": None, "query_mask": None, "label": None, "meetings": None, "dropout_keep": None,
+    "dropout_seed": None, "causal_keys": 0, "self_score": None, "q_size": 0, "k_size": 0, "before": 0, "after": 0, "circular": False,
+    "self_seen": True, "merged": False, "scale": 0.5, "dropout": 0.0,
 }  # fmt: skip
 
 
@@ -22,18 +22,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, run: Any = PRIMITIVE, **given: Any) 
     return run(q, k, v, **{**DEFAULTS, **given})
 
 
+def in_one_line(index: Tensor, size: int) -> Tensor:
+    """Rounds [B,H,R,P] one after another, each filled up to whole clusters."""
+    return index if index.dim() == 3 else torch.nn.functional.pad(index, (0, -index.shape[3] % size), value=-1).flatten(2)
+
+
 def by_loop(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
-    """One place after another."""
+    """One place after another; merged, one token after another, with all that its places see."""
     o = {**DEFAULTS, **given}
     B, H, N, _ = q.shape
     M = k.shape[2]
-    tq = torch.arange(N).expand(B, H, N) if o["q_index"] is None else o["q_index"]
-    tk = torch.arange(M).expand(B, H, M) if o["k_index"] is None else o["k_index"]
+    tq = torch.arange(N).expand(B, H, N) if o["q_index"] is None else in_one_line(o["q_index"], o["q_size"])
+    tk = torch.arange(M).expand(B, H, M) if o["k_index"] is None else in_one_line(o["k_index"], o["k_size"])
     q_size, k_size = o["q_size"] or tq.shape[2], o["k_size"] or tk.shape[2]
     clusters = -(-tq.shape[2] // q_size)
-    out, lse = q.new_zeros(B, H, tq.shape[2], v.shape[3]), q.new_full((B, H, tq.shape[2]), -torch.inf)
+    met: dict[tuple[int, int, int], tuple[list[Tensor], list[Tensor]]] = {}
     for b, h, i in itertools.product(range(B), range(H), range(tq.shape[2])):
-        t, scores, values = int(tq[b, h, i]), [], []
+        t = int(tq[b, h, i])
+        scores, values = met.setdefault((b, h, t if o["merged"] else i), ([], []))
         for shift in range(-o["before"], o["after"] + 1):
             c = i // q_size + shift
             if not o["circular"] and not 0 <= c < clusters:
@@ -58,9 +64,12 @@ def by_loop(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, Tens
                 if seen:
                     scores.append(s)
                     values.append(v[b, h, u])
+    rows = N if o["merged"] else tq.shape[2]
+    out, lse = q.new_zeros(B, H, rows, v.shape[3]), q.new_full((B, H, rows), -torch.inf)
+    for at, (scores, values) in met.items():
         if scores:
-            lse[b, h, i] = torch.stack(scores).logsumexp(0)
-            out[b, h, i] = torch.stack(scores).softmax(0) @ torch.stack(values)
+            lse[at] = torch.stack(scores).logsumexp(0)
+            out[at] = torch.stack(scores).softmax(0) @ torch.stack(values)
     return out, lse
 
 
@@ -80,6 +89,7 @@ def masks(N: int, M: int) -> dict[str, Tensor]:
     return {"key_mask": torch.rand(2, M, generator=g) < 0.7, "query_mask": torch.rand(2, N, generator=g) < 0.7}
 
 
+# fmt: off
 RULES: dict[str, dict[str, Any]] = {
     "in order": {"q_size": 4, "k_size": 4, "before": 1, "after": 1},
     "circular": {"q_size": 4, "k_size": 4, "before": 1, "circular": True, "causal_keys": 13},
@@ -89,8 +99,12 @@ RULES: dict[str, dict[str, Any]] = {
     "self unseen": {"q_size": 4, "k_size": 4, "before": 1, "self_score": -2.0, "self_seen": False, **masks(13, 13)},
     "labels": {"q_index": line(12, 13), "k_index": line(12, 13), "label": line(12, 3, 5), "q_size": 4, "k_size": 4, "before": 1, "self_score": -1.0},
     "meetings": {"q_size": 5, "k_size": 5, "before": 1, "circular": True, "meetings": torch.randint(0, 3, (2, 2, 2, 4, 13))},
+    "merged": {"q_index": line(24, 13), "k_index": line(16, 13, 2), "q_size": 3, "k_size": 2, "before": 1, "merged": True, "self_score": -1.0},
+    "rounds": {"q_index": line(39, 13).unflatten(2, (3, 13)), "k_index": line(24, 13, 2).unflatten(2, (3, 8)), "q_size": 5, "k_size": 3,
+               "merged": True, **masks(13, 13)},
     "met twice": {"q_size": 7, "k_size": 7, "before": 2, "after": 1, "circular": True},
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -133,13 +147,30 @@ def test_dropout_by_seed_is_the_same_in_kernel_and_formula() -> None:
     assert not torch.allclose(found[0][0], attend(**drawn(), **{**how, "dropout_seed": None})[0])
 
 
-@pytest.mark.parametrize("rule", [RULES["self"], RULES["meetings"], RULES["line"]], ids=["self", "meetings", "line"])
-def test_gradients_of_every_order(rule: dict[str, Any]) -> None:
+@pytest.mark.parametrize("rule", ["in order", "merged", "rounds"])
+def test_dropout_by_a_draw_is_the_same_in_kernel_and_formula(rule: str) -> None:
+    how = RULES[rule] | {"dropout": 0.5}
+    index = how.get("q_index", torch.zeros(2, 2, 13))
+    slots = (how.get("before", 0) + 1 + how.get("after", 0)) * how["k_size"]
+    how["dropout_keep"] = torch.rand(*index.shape, slots, generator=torch.Generator().manual_seed(4)) < 0.5
+    found = []
+    for run in (PRIMITIVE, FORMULA):
+        a = {n: x.requires_grad_() for n, x in drawn().items()}
+        out, _ = attend(**a, **how, run=run)
+        found.append([out, *torch.autograd.grad(out.sin().sum(), list(a.values()))])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    how["dropout_keep"] = torch.ones_like(how["dropout_keep"])
+    torch.testing.assert_close(attend(**drawn(), **how)[0], 2 * attend(**drawn(), **RULES[rule])[0])
+
+
+@pytest.mark.parametrize("rule", ["self", "meetings", "line", "merged", "rounds"])
+def test_gradients_of_every_order(rule: str) -> None:
     a = drawn(D=2, Dv=2)
     leaves = tuple(x.requires_grad_() for x in a.values())
 
     def function(*given: Tensor) -> Tensor:
-        out: Tensor = attend(*given, **rule)[0]
+        out: Tensor = attend(*given, **RULES[rule])[0]
         return out
 
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
@@ -181,7 +212,7 @@ def test_threads_do_not_matter() -> None:
     threads = torch.get_num_threads()
     for count in (1, 3):
         torch.set_num_threads(count)
-        out, _ = attend(**a, q_size=32, k_size=32, before=1, circular=True)
+        out = sum(attend(**a, q_size=32, k_size=32, before=1, circular=True, merged=merged)[0] for merged in (False, True))
         found.append([out, *torch.autograd.grad(out.sin().sum(), list(a.values()))])
     torch.set_num_threads(threads)
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
@@ -195,7 +226,7 @@ def test_errors_say_what_is_wrong() -> None:
 
 
 def test_it_keeps_the_contract_of_operators() -> None:
-    for rule in (RULES["line"], RULES["meetings"]):
+    for rule in (RULES["line"], RULES["meetings"], RULES["rounds"]):
         a = {n: x.requires_grad_() for n, x in drawn().items()}
         opcheck(PRIMITIVE, tuple(a.values()), {**DEFAULTS, **rule})
 

@@ -4,7 +4,6 @@
 #include <foveate/heads.h>
 #include <foveate/init.h>
 #include <foveate/lsh.h>
-#include <foveate/merge_attention.h>
 #include <foveate/op.h>
 #include <foveate/reformer.h>
 #include <foveate/reversible.h>
@@ -66,7 +65,7 @@ ops::ClusterAttention rules(const LSHAttention::Options& o, const Call& call) {
           .dropout = call.dropout.dropout};
 }
 
-/// Chunks of the sorted line, each with its neighbours, the last before the first; then each token's rounds, merged.
+/// Chunks of the sorted line, each with its neighbours, the last before the first; each token's rounds in one softmax.
 Tensor by_buckets(const LSHAttention::Options& o, const Call& call, const Tensor& buckets) {
   const auto line = ops::lsh_line(buckets, o.bucket_size, !o.attend_across_buckets);
   ops::ClusterAttention how = rules(o, call);
@@ -77,12 +76,8 @@ Tensor by_buckets(const LSHAttention::Options& o, const Call& call, const Tensor
   how.circular = true;
   if (!o.attend_across_buckets) how.label = line.label;
   if (!o.allow_duplicate_attention) how.meetings = line.meetings;
-  const auto [out, lse] = ops::cluster_attention(call.qk, as_keys(call.qk, o.variant), call.v, how);
-  const std::array<Size, 2> by_round{Size(o.n_hashes), extent(call.qk, 2)};
-  const Tensor outs = out.gather(2, line.place.unsqueeze(3).expand_symint({-1, -1, -1, extent(out, 3)})).unflatten_symint(2, by_round);
-  const Tensor lses = lse.gather(2, line.place).unflatten_symint(2, by_round);  // [B,H,R,N]
-  const Tensor merged = o.n_hashes == 1 ? outs.squeeze(2) : ops::merge_attention(outs.movedim(2, 0), lses.movedim(2, 0)).out;
-  return merged.narrow_symint(2, 0, call.queries);
+  how.merged = true;
+  return ops::cluster_attention(call.qk, as_keys(call.qk, o.variant), call.v, how).out.narrow_symint(2, 0, call.queries);
 }
 
 Tensor in_full(const LSHAttention::Options& o, const Call& call) {
