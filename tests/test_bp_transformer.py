@@ -69,6 +69,28 @@ def test_attention_by_tiles_is_attention_by_edges(step: int, causal: bool, right
             torch.testing.assert_close(got, by_edges(q, k, v, positions, edges), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_kernel_and_its_gradients_are_the_formula_s(seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tokens, step, causal = [1, 7, 64, 65, 150, 200][seed], [1, 4, 2, 3, 5, 9][seed], seed % 3 == 0
+    how = {"step": step, "clip_dist": 2, "causal": causal, "right_overflow": seed % 2 == 0, "scale": 0.4, "complete": causal}
+    nodes, before = len(graph(tokens, step=step)[1]), tokens // 3 if causal else 0
+    lengths = None if causal else torch.tensor([tokens, tokens // 2])
+    shapes = [(2, 2, nodes, 5)] * 2 + [(2, 2, nodes, 3), ((2 * step + 1) * 3, 5)]
+    given = [torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes]
+    given[1] = given[1].transpose(1, 2).contiguous().transpose(1, 2)
+    weights = torch.randn(2, 2, nodes, 3, dtype=dtype, generator=generator)
+    found = []
+    for operator in (torch.ops.foveate._partition_attention, torch.ops.foveate._partition_attention_formula):
+        leaves = [x.clone().requires_grad_() for x in given]
+        out = operator(*leaves, lengths, None, tokens=tokens, before=before, **how)
+        found.append([out, *torch.autograd.grad(out, leaves, weights, allow_unused=True)])
+    tolerance = 1e-11 if dtype == torch.float64 else 2e-4
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("right_overflow", [True, False])
 def test_each_sequence_has_a_tree_of_its_own(causal: bool, right_overflow: bool) -> None:

@@ -13,6 +13,7 @@ template <class scalar> struct WindowSumEngine;
 template <class scalar> struct ProductKeysEngine;
 template <class scalar> struct LatticeEngine;
 template <class scalar> struct Cluster;
+template <class scalar> struct Partition;
 template <class scalar> struct Edges;
 template <class scalar> struct Matches;
 struct Codes;
@@ -42,6 +43,13 @@ template <class scalar> struct ClusterEngine {
   void (*backward)(const Cluster<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: every (b, h)
   long (*forward_room)(const Cluster<scalar>&);                                     ///< numbers of scratch
   long (*backward_room)(const Cluster<scalar>&);
+};
+
+template <class scalar> struct PartitionEngine {
+  void (*forward)(const Partition<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: every (b, h)
+  void (*backward)(const Partition<scalar>&, long begin, long end, scalar* scratch);  ///< the same
+  long (*forward_room)(const Partition<scalar>&);                                     ///< numbers of scratch
+  long (*backward_room)(const Partition<scalar>&);
 };
 
 template <class scalar> struct EdgeEngine {
@@ -75,6 +83,8 @@ struct Kernels {
   const LatticeEngine<double>* lattice_double;
   const ClusterEngine<float>* cluster_float;
   const ClusterEngine<double>* cluster_double;
+  const PartitionEngine<float>* partition_float;
+  const PartitionEngine<double>* partition_double;
   const EdgeEngine<float>* edges_float;
   const EdgeEngine<double>* edges_double;
   const SelectionEngine<float>* selection_float;
@@ -98,6 +108,8 @@ struct Kernels {
   extern const LatticeEngine<double> lattice_double;                        \
   extern const ClusterEngine<float> cluster_float;                          \
   extern const ClusterEngine<double> cluster_double;                        \
+  extern const PartitionEngine<float> partition_float;                      \
+  extern const PartitionEngine<double> partition_double;                    \
   extern const EdgeEngine<float> edges_float;                               \
   extern const EdgeEngine<double> edges_double;                             \
   extern const SelectionEngine<float> selection_float;                      \

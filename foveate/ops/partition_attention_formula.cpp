@@ -161,41 +161,45 @@ Tensor of_spans(const Problem& of, int64_t level, int64_t first, int64_t row, co
 
 }  // namespace
 
-Tensor partition_attention_formula(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given, const optional<Tensor>& table_given,
-                                   const optional<Tensor>& lengths, const optional<Tensor>& dropout_seed, Size tokens, Size before, int64_t step,
-                                   int64_t clip_dist, bool causal, bool right_overflow, bool complete, double scale, double dropout) {
-  const auto type = accumulation_type(q_given.scalar_type());
-  const Tensor q = q_given.to(type), k = k_given.to(type), v = v_given.to(type);
-  Problem of{.how = {.step = step, .clip_dist = clip_dist, .causal = causal, .right_overflow = right_overflow},
-             .tokens = tokens.guard_int(__FILE__, __LINE__),
-             .before = before.guard_int(__FILE__, __LINE__),
-             .whole = q.options().dtype(at::kLong),
-             .scale = scale,
-             .dropout = dropout,
-             .dropout_seed = dropout_seed,
-             .rows = q.size(2)};
-  if (lengths) of.lengths = lengths->to(at::kLong).view({-1, 1, 1, 1});
-  const auto sizes = patterns::partition_levels(of.tokens, complete);
-  std::vector<int64_t> firsts{of.before}, asked{of.asking()};
-  for (std::size_t level = 1; level < sizes.size(); ++level) {
-    firsts.push_back(of.before >> level);
-    asked.push_back(sizes[level] - firsts[level]);
+AskedLevels::AskedLevels(const PartitionArguments& c) {
+  const int64_t tokens = c.tokens.guard_int(__FILE__, __LINE__), before = c.before.guard_int(__FILE__, __LINE__);
+  sizes = patterns::partition_levels(tokens, c.complete);
+  for (std::size_t level = 0; level < sizes.size(); ++level) {
+    firsts.push_back(before >> level);
+    asked.push_back(level == 0 ? tokens - before : sizes[level] - firsts[level]);
   }
-  TORCH_CHECK_VALUE(k.size(2) >= total(sizes), "partition_attention: k must have ", total(sizes), " nodes of ", of.tokens, " tokens, got ",
-                    k.size(2));
-  TORCH_CHECK_VALUE(q.size(2) >= total(asked), "partition_attention: q must have ", total(asked), " nodes, got ", q.size(2));
-  if (q.numel() == 0 || v.numel() == 0) return at::zeros({q.size(0), q.size(1), q.size(2), v.size(3)}, q_given.options());
+  TORCH_CHECK_VALUE(c.k.size(2) >= total(sizes), "partition_attention: k must have ", total(sizes), " nodes of ", tokens, " tokens, got ",
+                    c.k.size(2));
+  TORCH_CHECK_VALUE(c.q.size(2) >= total(asked), "partition_attention: q must have ", total(asked), " nodes, got ", c.q.size(2));
+}
 
-  const auto queries = by_level(q, asked), keys = by_level(k, sizes), values = by_level(v, sizes);
+std::tuple<Tensor> partition_attention_formula(const PartitionArguments& c) {
+  const auto type = accumulation_type(c.q.scalar_type());
+  const Tensor q = c.q.to(type), k = c.k.to(type), v = c.v.to(type);
+  Problem of{.how = {.step = c.step, .clip_dist = c.clip_dist, .causal = c.causal, .right_overflow = c.right_overflow},
+             .tokens = c.tokens.guard_int(__FILE__, __LINE__),
+             .before = c.before.guard_int(__FILE__, __LINE__),
+             .whole = q.options().dtype(at::kLong),
+             .scale = c.scale,
+             .dropout = c.dropout,
+             .dropout_seed = c.dropout_seed,
+             .rows = q.size(2)};
+  if (c.lengths) of.lengths = c.lengths->to(at::kLong).view({-1, 1, 1, 1});
+  const AskedLevels levels(c);
+  if (q.numel() == 0 || v.numel() == 0) return {at::zeros({q.size(0), q.size(1), q.size(2), v.size(3)}, c.q.options())};
+
+  const auto queries = by_level(q, levels.asked), keys = by_level(k, levels.sizes), values = by_level(v, levels.sizes);
   std::vector<Tensor> outs;
-  if (of.asking() > 0) outs.push_back(of_tokens(of, queries[0], keys, values, table_given ? optional(table_given->to(type)) : std::nullopt));
-  int64_t row = asked[0];
-  for (std::size_t level = 1; level < sizes.size(); ++level) {
-    if (asked[level] > 0) outs.push_back(of_spans(of, static_cast<int64_t>(level), firsts[level], row, queries[level], keys[0], values[0]));
-    row += asked[level];
+  if (of.asking() > 0) outs.push_back(of_tokens(of, queries[0], keys, values, c.table ? optional(c.table->to(type)) : std::nullopt));
+  int64_t row = levels.asked[0];
+  for (std::size_t level = 1; level < levels.sizes.size(); ++level) {
+    if (levels.asked[level] > 0) {
+      outs.push_back(of_spans(of, static_cast<int64_t>(level), levels.firsts[level], row, queries[level], keys[0], values[0]));
+    }
+    row += levels.asked[level];
   }
-  const Tensor out = at::cat(outs, 2).to(q_given.scalar_type());
-  return at::constant_pad_nd(out, {0, 0, 0, q.size(2) - out.size(2)}).contiguous();
+  const Tensor out = at::cat(outs, 2).to(c.q.scalar_type());
+  return {at::constant_pad_nd(out, {0, 0, 0, q.size(2) - out.size(2)}).contiguous()};
 }
 
 }  // namespace foveate::ops
