@@ -81,7 +81,7 @@ def duels(
         if duel.same and not torch.allclose(*outs, rtol=tolerance, atol=tolerance * outs[0].abs().max().item()):
             sys.exit(f"{duel.name}: the two differ by {(outs[0] - outs[1]).abs().max():.2e}")
         cotangent = torch.randn_like(outs[0])
-        calls = {name: _both(*side, duel.inputs, cotangent) for name, side in _sides(duel).items()}
+        calls = {name: both(*side, duel.inputs, cotangent) for name, side in _sides(duel).items()}
         memory = {name: peak_extra_bytes(call) / 1e6 for name, call in calls.items()}
         times = interleaved_times(calls, "ours", given.rounds, seed=0)
         ratio = times["theirs"].ratio or math.nan
@@ -97,7 +97,14 @@ def _sides(duel: Duel) -> dict[str, tuple[Callable[..., Tensor], list[nn.Paramet
     return {"theirs": (duel.theirs, duel.weights[0]), "ours": (duel.ours, duel.weights[1])}
 
 
-def _both(side: Callable[..., Tensor], weights: list[nn.Parameter], inputs: tuple[Tensor, ...], cotangent: Tensor) -> Call:
+def first(layer: nn.Module, *inputs: Tensor) -> Tensor:
+    """The first result of a layer."""
+    out = layer(*inputs)
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def both(side: Callable[..., Tensor], weights: list[nn.Parameter], inputs: tuple[Tensor, ...], cotangent: Tensor) -> Call:
+    """Forward, and the gradients of inputs and weights."""
     leaves = [x.clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
     wanted: list[Tensor] = [x for x in (*leaves, *weights) if x.requires_grad]
 

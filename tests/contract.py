@@ -162,3 +162,18 @@ def modules() -> Mapping[str, Any]:
 def cases() -> list[Case]:
     """Every case of every mechanism."""
     return [case for module in modules().values() for case in module.CASES]
+
+
+def kept_for_the_gradient(layer: Any, *inputs: Tensor, **more: Tensor) -> int:
+    """Numbers that a forward of a layer keeps for its gradient, other than parameters."""
+    own = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        if t.is_floating_point() and t.untyped_storage().data_ptr() not in own:
+            kept[t.untyped_storage().data_ptr()] = t.numel()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        layer(*inputs, **more)
+    return sum(kept.values())

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate.nn import AxialSampler, AxialSampler3d, AxialTransformer, AxialTransformer3d
+from foveate.nn import AxialImageTransformer, AxialSampler, AxialSampler3d, AxialTransformer, AxialTransformer3d
+from tests.contract import kept_for_the_gradient
 
 SIZE: dict[str, Any] = {"height": 4, "width": 5, "num_embs": 7, "embed_dim": 8, "num_heads": 2, "num_outer_layers": 4, "num_inner_layers": 2}
 VOLUME: dict[str, Any] = SIZE | {"height": 3, "width": 4, "channels": 3, "num_exterior_layers": 2}
@@ -151,3 +152,11 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         AxialSampler(**SIZE, known=21)
     with pytest.raises(ValueError, match="axial_transformer: ids must be of height = 4 by width = 5"):
         AxialTransformer(**SIZE)(torch.zeros(1, 4, 4, dtype=torch.int64))
+
+
+def test_what_a_reversible_stack_keeps_for_training_does_not_grow_with_depth() -> None:
+    def kept(depth: int) -> int:
+        layer = stirred(AxialImageTransformer(dim=6, depth=depth, num_heads=2))
+        return kept_for_the_gradient(layer, torch.randn(2, 6, 5, 7, dtype=torch.float64))
+
+    assert 0 < kept(1) == kept(4)

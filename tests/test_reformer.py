@@ -8,6 +8,7 @@ from torch import Tensor
 
 import foveate
 from foveate._checkpoints import renamed, sources
+from tests.contract import kept_for_the_gradient
 
 STACK: dict[str, Any] = {"embed_dim": 8, "num_heads": 2, "head_dim": 4, "inner_dim": 16, "chunk_length": 4, "num_hashes": 2, "dtype": torch.float64}
 
@@ -22,26 +23,13 @@ def stack(**options: Any) -> Any:
     return layer
 
 
-def kept_for_the_gradient(layers: list[str]) -> int:
-    """Numbers that a forward keeps, other than parameters."""
-    layer = stack(layers=layers)
-    own = {p.untyped_storage().data_ptr() for p in layer.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        if t.is_floating_point() and t.untyped_storage().data_ptr() not in own:
-            kept[t.untyped_storage().data_ptr()] = t.numel()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        layer(torch.randn(2, 32, 8, dtype=torch.float64), seed=torch.tensor(3))
-    return sum(kept.values())
-
-
 def test_what_training_keeps_does_not_grow_with_depth() -> None:
-    shallow = kept_for_the_gradient(["local", "lsh"])
+    def kept(layers: list[str]) -> int:
+        return kept_for_the_gradient(stack(layers=layers), torch.randn(2, 32, 8, dtype=torch.float64), seed=torch.tensor(3))
+
+    shallow = kept(["local", "lsh"])
     assert shallow > 0
-    assert kept_for_the_gradient(["local", "lsh"] * 4) == shallow
+    assert kept(["local", "lsh"] * 4) == shallow
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

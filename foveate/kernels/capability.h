@@ -12,6 +12,7 @@ template <class scalar> struct Linear;
 template <class scalar> struct WindowSumEngine;
 template <class scalar> struct ProductKeysEngine;
 template <class scalar> struct LatticeEngine;
+template <class scalar> struct InnerSumsEngine;
 template <class scalar> struct Cluster;
 template <class scalar> struct Partition;
 template <class scalar> struct Edges;
@@ -90,6 +91,8 @@ struct Kernels {
   const SelectionEngine<float>* selection_float;
   const SelectionEngine<double>* selection_double;
   void (*cluster_codes)(const Codes&, long begin, long end);  ///< tasks: every (b, h)
+  const InnerSumsEngine<float>* inner_sums_float;
+  const InnerSumsEngine<double>* inner_sums_double;
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
@@ -115,6 +118,8 @@ struct Kernels {
   extern const SelectionEngine<float> selection_float;                      \
   extern const SelectionEngine<double> selection_double;                    \
   void cluster_codes(const Codes&, long begin, long end);                   \
+  extern const InnerSumsEngine<float> inner_sums_float;                     \
+  extern const InnerSumsEngine<double> inner_sums_double;                   \
   extern const Kernels table;                                               \
   }
 FOVEATE_CAPABILITY(DEFAULT)

@@ -23,6 +23,8 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .edges_double = &edges_double,
                     .selection_float = &selection_float,
                     .selection_double = &selection_double,
-                    .cluster_codes = cluster_codes};
+                    .cluster_codes = cluster_codes,
+                    .inner_sums_float = &inner_sums_float,
+                    .inner_sums_double = &inner_sums_double};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY

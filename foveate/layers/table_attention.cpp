@@ -1,5 +1,4 @@
 #include <foveate/attention.h>
-#include <foveate/attention_formula.h>
 #include <foveate/table_attention.h>
 
 namespace foveate::layers {
@@ -10,20 +9,23 @@ Tensor causal_mask(const Tensor& scores) {
   return places(M) <= (places(N) + (M - N)).unsqueeze(-1);
 }
 
+Tensor part_of(const Tensor& table, int64_t dim, const Size& start, const Size& length) {
+  const auto first = start.maybe_as_int(), count = length.maybe_as_int();
+  return first && count && *first == 0 && extent(table, dim) == *count ? table : table.narrow_symint(dim, start, length);
+}
+
 Tensor table_attention(const Tensor& scores, const Tensor& v, bool causal, const optional<Tensor>& key_mask) {
   const bool alike = scores.dim() == 3;  // for every sequence
-  if (!alike || key_mask) {              // each sequence has a softmax of its own: scores are what is added to products of nothing
-    const auto nothing = [&](const Size& length) { return v.new_zeros_symint({extent(v, 0), extent(v, 1), length, 1}); };
-    const Tensor bias = alike ? scores.unsqueeze(0) : scores;
-    return ops::attention(nothing(extent(scores, -2)), nothing(extent(v, 2)), v, {.key_mask = key_mask, .causal = causal, .bias = bias}).out;
-  }
-  const auto type = ops::accumulation_type(scores.scalar_type());
-  Tensor s = scores.to(type);
-  if (causal) s = s.masked_fill(causal_mask(s).logical_not(), -std::numeric_limits<double>::infinity());
-  const Tensor weights = s.softmax(-1).to(v.scalar_type());        // [H,N,M], once for the batch
-  const Tensor side_by_side = v.permute({1, 2, 0, 3}).flatten(2);  // [H,M,B Dv]
-  const Tensor out = at::matmul(weights, side_by_side);            // [H,N,B Dv]
-  return out.unflatten_symint(2, {extent(v, 0), extent(v, 3)}).permute({2, 0, 1, 3});
+  const Tensor bias = alike ? scores.unsqueeze(0) : scores;
+  const Size N = extent(scores, -2), M = extent(v, 2), B = extent(v, 0), H = extent(v, 1);
+  // Scores are what is added to products of nothing.
+  const auto attend = [&](const Tensor& values, const Size& sequences) {
+    const auto nothing = [&](const Size& length) { return v.new_zeros_symint({sequences, H, length, 1}); };
+    return ops::attention(nothing(N), nothing(M), values, {.key_mask = key_mask, .causal = causal, .bias = bias}).out;
+  };
+  if (!alike || key_mask) return attend(v, B);                                  // each sequence has a softmax of its own
+  const Tensor side_by_side = v.permute({1, 2, 0, 3}).flatten(2).unsqueeze(0);  // [1,H,M,B Dv]: one softmax for the batch
+  return attend(side_by_side, 1).squeeze(0).unflatten_symint(2, {B, extent(v, 3)}).permute({2, 0, 1, 3});
 }
 
 }  // namespace foveate::layers

@@ -255,7 +255,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   add(q, c.q, [&] { return out_of_line(c.rows && !c.row_query ? d_q + d_row_query : d_q, c.q_index, c.q); });
   add(k, c.k, [&] { return out_of_line(of_keys(d_k, a.D), c.k_index, c.k); });
   add(v, c.v, [&] { return out_of_line(of_keys(d_v, a.Dv), c.k_index, c.v); });
-  add(bias, c.bias, [&] { return d_bias.sum(0).view(c.bias->sizes()); });
+  add(bias, c.bias, [&] { return (d_bias.size(0) == 1 ? d_bias[0] : d_bias.sum(0)).view(c.bias->sizes()); });
   add(slopes, c.slopes, [&] { return of_tables(d_slopes, *c.slopes); });
   add(table, c.table, [&] { return of_tables(d_table, *c.table); });
   add(rows_too, c.rows, [&] { return of_tables(d_rows, *c.rows); });

@@ -41,10 +41,26 @@ Result merge_cpu(const Tensor& outs_given, const Tensor& lses_given) {
   return {out, lse};
 }
 
+/// With the weight w_p of a part: d_out_p = w_p d_out, d_lse_p = w_p (d_out.(out_p - out) + d_lse).
+Gradients merge_backward(const Backward& call, Tensor outs, Tensor lses) {
+  const Tensor& d_out = call.gradients[0];
+  if (!d_out.defined() || outs.scalar_type() != lses.scalar_type()) return std::nullopt;
+  const Tensor seen = lses > -std::numeric_limits<double>::infinity();
+  const Tensor weights = at::where(seen, (lses - call.results[1]).exp(), 0);  // [P,...]
+  const Tensor parts = at::where(seen, at::mul(outs, d_out).sum(-1), 0);      // d_out.out_p: a part that saw nothing may hold anything
+  Tensor rest = parts - (weights * parts).sum(0);
+  if (call.gradients[1].defined()) rest = rest + call.gradients[1];
+  Wanted wanted(call);
+  std::vector<Tensor> found;
+  give(found, wanted(outs), outs, [&] { return weights.unsqueeze(-1) * d_out; });
+  give(found, wanted(lses), lses, [&] { return weights * rest; });
+  return found;
+}
+
 }  // namespace
 
 FOVEATE_OP(merge_attention, "_merge_attention(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)",
-           {.formula = &merge_formula, .meta = &merge_meta, .cpu = &merge_cpu})
+           {.formula = &merge_formula, .meta = &merge_meta, .cpu = &merge_cpu, .cpu_backward = &merge_backward})
 
 Attended merge_attention(const Tensor& outs, const Tensor& lses) {
   TORCH_CHECK_VALUE(outs.dim() >= 2 && lses.dim() == outs.dim() - 1, "merge_attention: lses must be [P,...] beside outs [P,...,Dv], got ",

@@ -28,12 +28,12 @@ std::pair<Tensor, InputIndependentAttention::State> run(const InputIndependentAt
   Tensor out;  // [B,H,N,Dv]
   if (o.kind == Kind::random) {
     TORCH_CHECK_VALUE(p.table, "input_independent_attention: table is needed by the kind random");
-    out = layers::table_attention(p.table->narrow_symint(1, M - N, N).narrow_symint(2, 0, M), v, o.causal, in.key_mask);
+    out = layers::table_attention(layers::part_of(layers::part_of(*p.table, 1, M - N, N), 2, 0, M), v, o.causal, in.key_mask);
   } else {  // scores W2 h + b2 are products of [h,1] with [W2,b2]
     TORCH_CHECK_VALUE(p.hidden && p.keys && p.keys->bias, "input_independent_attention: hidden and keys are needed by the kind dense");
     const Tensor hidden = (*p.hidden)(split_heads(in.x, o.num_heads)).relu();  // [B,H,N,f]
     const Tensor q = at::cat({hidden, at::ones_like(hidden.narrow(3, 0, 1))}, 3);
-    const Tensor k = at::cat({p.keys->weight, p.keys->bias->unsqueeze(-1)}, 1).narrow_symint(0, 0, M);  // [M,f+1]
+    const Tensor k = layers::part_of(at::cat({p.keys->weight, p.keys->bias->unsqueeze(-1)}, 1), 0, 0, M);  // [M,f+1]
     out = ops::attention(q, k.expand_symint({extent(v, 0), o.num_heads, -1, -1}), v, {.key_mask = in.key_mask, .causal = o.causal, .scale = 1}).out;
   }
   if (in.head_gate) {

@@ -50,21 +50,27 @@ double scale(const MC::Options& o) {
 /// Whether the extra slot is the first token, and so a key like others.
 bool leads_with_token(const MC::Options& o) { return o.reduction == Reduction::compress_x || o.reduction == Reduction::attend_x; }
 
+/// A slot more before the others: keys and values learned, or zeros. It is a key like others, not a start of the softmax.
+Slots with_null(const MC::Options& o, const MC::Parameters& p, const Slots& slots) {
+  if (leads_with_token(o)) return slots;
+  const Size B = extent(slots.k, 0);
+  const auto before = [&](const Tensor& x, const optional<Tensor>& learned) {  // x [B,H,K,D]
+    const Tensor first = o.reduction == Reduction::compress_kv ? learned->view({1, o.num_heads, 1, -1}).expand_symint({B, -1, -1, -1})
+                                                               : x.new_zeros_symint({B, o.num_heads, 1, extent(x, 3)});
+    return at::cat({first, x}, 2);
+  };
+  return {.k = before(slots.k, p.null_key), .v = before(slots.v, p.null_value)};
+}
+
 /// Queries of x, whose first token stands at `start`, before the slots; `slot_mask` [B,K].
 Tensor attend(const MC::Options& o, const MC::Parameters& p, const Tensor& x, const Slots& slots, const optional<Tensor>& slot_mask,
               const Size& start) {
-  const int64_t c = o.compression_factor;
   const Tensor q = split_heads(p.heads.query(x), o.num_heads);  // [B,H,N,D]
+  const auto [k, v] = with_null(o, p, slots);
   ops::Attention how{.key_mask = slot_mask, .scale = scale(o), .offset = start};
-  if (o.reduction == Reduction::compress_kv) {
-    const auto null = [&](const Tensor& t) { return t.view({o.num_heads, 1, -1}); };  // [H,1,D]
-    how.start = ops::Start{.logit = (q * null(*p.null_key)).sum(-1) * scale(o), .value = null(*p.null_value)};
-  } else if (o.reduction == Reduction::mean_pool) {
-    how.start = ops::Start{.logit = q.new_zeros({})};
-  }
-  if (!o.causal) return p.heads.join(ops::attention(q, slots.k, slots.v, how).out);
-  const auto seen = patterns::staircase(c, leads_with_token(o) ? 0 : c - 1);
-  return p.heads.join(ops::sparse_attention(q, slots.k, slots.v, seen, how).out);
+  if (slot_mask && !leads_with_token(o)) how.key_mask = at::cat({slot_mask->new_ones_symint({extent(*slot_mask, 0), 1}), *slot_mask}, 1);
+  if (!o.causal) return p.heads.join(ops::attention(q, k, v, how).out);
+  return p.heads.join(ops::sparse_attention(q, k, v, patterns::staircase(o.compression_factor, leads_with_token(o) ? 0 : -1), how).out);
 }
 
 /// The first token before the slots, where it leads them.

@@ -62,9 +62,9 @@ const layers::Linear& needed(const optional<layers::Linear>& parameter, const ch
 Scores synthesize(const Synthesizer::Options& o, const Synthesizer::Parameters& p, const Tensor& x, const Tensor& k, const Places& places) {
   Scores s;
   const auto weighted = [](const Tensor& scores, const Weight& w) { return w ? scores * w->to(scores.scalar_type()) : scores; };
-  const auto first = [&](const Tensor& t, int64_t dim) { return t.narrow_symint(dim, 0, places.M); };            // columns
-  const auto here = [&](const Tensor& t, int64_t dim) { return t.narrow_symint(dim, places.start, places.N); };  // rows
-  const Tensor q = has_queries(o) ? split_heads(needed(p.query, "query")(x), o.num_heads) : Tensor();            // [B,H,N,D]
+  const auto first = [&](const Tensor& t, int64_t dim) { return layers::part_of(t, dim, 0, places.M); };            // columns
+  const auto here = [&](const Tensor& t, int64_t dim) { return layers::part_of(t, dim, places.start, places.N); };  // rows
+  const Tensor q = has_queries(o) ? split_heads(needed(p.query, "query")(x), o.num_heads) : Tensor();               // [B,H,N,D]
   const auto all = kinds(o);
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Weight w = weight(o, p, i);
@@ -107,6 +107,13 @@ Tensor side_by_side(std::vector<Tensor> parts, const Size& B) {
   return parts.size() == 1 ? parts.front() : at::cat(parts, 3);
 }
 
+/// a b, with the table, which broadcasts, added while it is made.
+Tensor product_plus(const Tensor& a, const Tensor& b, const optional<Tensor>& table) {
+  if (!table) return at::matmul(a, b);
+  const Size B = extent(a, 0), H = extent(a, 1);
+  return at::baddbmm(table->expand_symint({B, H, -1, -1}).flatten(0, 1), a.flatten(0, 1), b.flatten(0, 1)).unflatten_symint(0, {B, H});
+}
+
 /// Backward computes products of rows and columns again, unless they are so wide that keeping all N x M is cheaper.
 constexpr int64_t widest_recomputed = 128;
 
@@ -126,8 +133,7 @@ Tensor attend(const Synthesizer::Options& o, const Scores& s, const Tensor& v, c
   }
   const Tensor rows = side_by_side(s.rows, B), columns = side_by_side(s.columns, B);
   if (plain_extent(rows, 3) > widest_recomputed) {
-    const Tensor products = at::matmul(rows, columns.transpose(2, 3));
-    return layers::table_attention(table ? products + *table : products, v, o.causal, key_mask);
+    return layers::table_attention(product_plus(rows, columns.transpose(2, 3), table), v, o.causal, key_mask);
   }
   return ops::attention(rows, columns, v, {.key_mask = key_mask, .causal = o.causal, .bias = table, .scale = 1}).out;
 }

@@ -6,13 +6,13 @@ namespace {
 
 int64_t compared(const LightNonLocalBlock::Options& o) { return static_cast<int64_t>(o.ratio * static_cast<double>(o.in_channels)); }
 
-/// f [B,C,N] = g (phi^T theta), associated as costs less: theta [B,c,N], phi [B,c,M], g [B,C,M].
-Tensor product(const Tensor& theta, const Tensor& phi, const Tensor& g) {
+/// f [B,C,N] = g (phi^T theta) / divisor, associated as costs less: theta [B,c,N], phi [B,c,M], g [B,C,M]. What is divided is the small matrix.
+Tensor product(const Tensor& theta, const Tensor& phi, const Tensor& g, const Tensor& divisor) {
   const auto N = extent(theta, 2).maybe_as_int(), M = extent(g, 2).maybe_as_int();
   const int64_t C = plain_extent(g, 1), c = plain_extent(theta, 1);
   const bool pairs_first = N && M && *N * *M * (C + c) < (*N + *M) * c * C;  // a length that is not known yet counts as long
-  if (pairs_first) return at::matmul(g, at::matmul(phi.transpose(1, 2), theta));
-  return at::matmul(at::matmul(g, phi.transpose(1, 2)), theta);
+  if (pairs_first) return at::matmul(g, at::matmul(phi.transpose(1, 2), theta) / divisor);
+  return at::matmul(at::matmul(g, phi.transpose(1, 2)) / divisor, theta);
 }
 
 }  // namespace
@@ -37,9 +37,9 @@ Tensor LightNonLocalBlock::forward(const Options& o, const Parameters& p, const 
   const auto thinned = [&](const Tensor& t, int64_t dim) { return o.stride == 1 ? t : t.slice(dim, 0, std::nullopt, o.stride); };
   const Tensor g = thinned(thinned(x, 2), 3).contiguous().flatten(2);  // [B,C,M]
   const Tensor theta = x.narrow(1, 0, compared(o)).flatten(2);         // [B,c,N]
-  const Tensor sums = product(theta, g.narrow(1, 0, compared(o)), g);  // [B,C,N]
   const Tensor H = length_of(x, 2), W = length_of(x, 3);
-  const Tensor f = (o.normalize == LightNormalize::hw ? sums / (H * W) : sums * (W / H)).reshape_symint(x.sym_sizes());
+  const Tensor divisor = o.normalize == LightNormalize::hw ? H * W : H / W;
+  const Tensor f = product(theta, g.narrow(1, 0, compared(o)), g, divisor).reshape_symint(x.sym_sizes());  // [B,C,H,W]
   return x + p.norm(p.depthwise(f, {.padding = 1, .groups = o.in_channels}), training, o.bn_momentum, o.bn_eps);
 }
 

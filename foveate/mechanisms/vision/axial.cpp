@@ -1,6 +1,8 @@
 #include <foveate/attention.h>
 #include <foveate/axial.h>
 #include <foveate/init.h>
+#include <foveate/op.h>
+#include <foveate/reversible.h>
 
 namespace foveate {
 
@@ -134,6 +136,117 @@ Tensor through(const AxialStep& p, const Tensor& x, int64_t axis, int64_t num_he
   return attend(p.heads, p.norm(x.movedim(1, -1)), axis, num_heads).movedim(-1, 1);
 }
 
+// The reversible stack as a primitive: for gradients it keeps its two streams as they came out, and makes those inside again from them.
+
+struct ReversibleStack {
+  Tensor x;
+  std::vector<Tensor> parameters;  // of every pair, those of f and those of g
+  int64_t num_heads = 1;
+
+  void fields(auto&& f) {
+    f("x", x, "map [B,C,H,W]");
+    f("parameters", parameters, "of the pairs");
+    f("num_heads", num_heads, "heads");
+  }
+};
+
+const Tensor& needed(const optional<Tensor>& bias) {
+  TORCH_CHECK_VALUE(bias, "axial_image_transformer: a reversible stack needs the biases of its output projections and convolutions");
+  return *bias;
+}
+
+std::vector<Tensor> listed(const AxialStep& p) {
+  return {p.norm.weight, p.norm.bias, p.heads.query.weight, p.heads.key.weight, p.heads.value.weight, p.heads.out.weight, needed(p.heads.out.bias)};
+}
+std::vector<Tensor> listed(const AxialConvolutions& p) {
+  return {p.gain, p.shift, p.up.weight, needed(p.up.bias), p.down.weight, needed(p.down.bias)};
+}
+
+Tensor step_from(std::span<const Tensor> p, const Tensor& x, int64_t axis, int64_t num_heads) {
+  return through(AxialStep{.norm = {.weight = p[0], .bias = p[1]},
+                           .heads = {.query = {.weight = p[2], .bias = {}},
+                                     .key = {.weight = p[3], .bias = {}},
+                                     .value = {.weight = p[4], .bias = {}},
+                                     .out = {.weight = p[5], .bias = p[6]}}},
+                 x, axis, num_heads);
+}
+Tensor convolutions_from(std::span<const Tensor> p, const Tensor& x) {
+  return through(AxialConvolutions{.gain = p[0], .shift = p[1], .up = {.weight = p[2], .bias = p[3]}, .down = {.weight = p[4], .bias = p[5]}}, x);
+}
+
+/// Pairs of attention and pairs of convolutions take turns.
+std::vector<ops::ReversibleLayer> sublayers(const ReversibleStack& stack) {
+  constexpr std::size_t of_attention = 7, of_convolutions = 6;
+  std::vector<ops::ReversibleLayer> pairs;
+  std::size_t next = 0;
+  const auto sublayer = [&](std::size_t count, const auto& add) {
+    const auto first = stack.parameters.begin() + static_cast<std::ptrdiff_t>(next);
+    next += count;
+    return ops::Sublayer{.parameters = {first, first + static_cast<std::ptrdiff_t>(count)}, .add = add};
+  };
+  const auto attention = [&](int64_t axis) {
+    return sublayer(of_attention,
+                    [axis, heads = stack.num_heads](const Tensor& x, std::span<const Tensor> p) { return step_from(p, x, axis, heads); });
+  };
+  const auto network = [&] { return sublayer(of_convolutions, [](const Tensor& x, std::span<const Tensor> p) { return convolutions_from(p, x); }); };
+  while (next < stack.parameters.size()) {
+    pairs.push_back({.f = attention(1), .g = attention(2)});
+    pairs.push_back({.f = network(), .g = network()});
+  }
+  return pairs;
+}
+
+using Streams = std::tuple<Tensor, Tensor>;
+
+Streams stack_formula(const ReversibleStack& stack) {
+  const auto [one, two] = ops::run_reversible(sublayers(stack), {.one = stack.x, .two = stack.x});
+  return {one.contiguous(), two.contiguous()};
+}
+
+Streams stack_meta(const ReversibleStack& stack) {
+  return {stack.x.new_empty_symint(stack.x.sym_sizes()), stack.x.new_empty_symint(stack.x.sym_sizes())};
+}
+
+ops::Gradients stack_backward(const ops::Backward& call, const ReversibleStack& stack) {
+  const auto gradient = [&](std::size_t i) { return call.gradients[i].defined() ? call.gradients[i] : at::zeros_like(stack.x); };
+  const auto found =
+      ops::reversible_gradients(sublayers(stack), {.one = call.results[0], .two = call.results[1]}, {.one = gradient(0), .two = gradient(1)});
+  std::vector<Tensor> wanted_ones;
+  ops::Wanted wanted(call);
+  ops::give(wanted_ones, wanted(stack.x), stack.x, [&] { return found.x.one + found.x.two; });
+  for (std::size_t i = 0; i < stack.parameters.size(); ++i) {
+    ops::give(wanted_ones, wanted(stack.parameters[i]), stack.parameters[i], [&] { return found.parameters[i]; });
+  }
+  return wanted_ones;
+}
+
+FOVEATE_OP(axial_stack, ops::schema_of<ReversibleStack>("_axial_stack") + " -> (Tensor one, Tensor two)",
+           {.formula = ops::structured<&stack_formula>(),
+            .meta = ops::structured<&stack_meta>(),
+            .cpu = ops::structured<&stack_formula>(),
+            .cpu_backward = &stack_backward,
+            .any_device = true})
+
+/// The mean of both streams.
+Tensor reversible(const Tensor& x, const std::vector<AxialPair>& pairs, int64_t num_heads) {
+  ReversibleStack stack{.x = x, .num_heads = num_heads};
+  const auto add = [&](const auto& part) {
+    const auto all = listed(*part);
+    stack.parameters.insert(stack.parameters.end(), all.begin(), all.end());
+  };
+  for (const auto& pair : pairs) {
+    if (pair.down) {
+      add(pair.down);
+      add(pair.across);
+    } else {
+      add(pair.first);
+      add(pair.second);
+    }
+  }
+  auto results = ops::call("foveate::_axial_stack", std::move(stack));
+  return (results[0].toTensor() + results[1].toTensor()) / 2;
+}
+
 }  // namespace
 
 void AxialImageTransformer::check(const Options& o) {
@@ -179,19 +292,17 @@ Tensor AxialImageTransformer::forward(const Options& o, const Parameters& p, con
                       extent(*p.rows, 2), " by ", extent(*p.columns, 3), " as axial_pos_emb_shape says, got ", in.x.sym_sizes());
     x = x + *p.rows + *p.columns;
   }
-  Tensor a = x, b = x;
+  if (o.reversible) return reversible(x, p.pairs, o.num_heads).movedim(1, at);
   for (const auto& pair : p.pairs) {
-    const auto f = [&](const Tensor& y) { return pair.down ? through(*pair.down, y, 1, o.num_heads) : through(*pair.first, y); };
-    const auto g = [&](const Tensor& y) { return pair.across ? through(*pair.across, y, 2, o.num_heads) : through(*pair.second, y); };
-    if (o.reversible) {
-      a = a + f(b);
-      b = b + g(a);
+    if (pair.down) {
+      x = x + through(*pair.down, x, 1, o.num_heads);
+      x = x + through(*pair.across, x, 2, o.num_heads);
     } else {
-      a = a + f(a);
-      a = a + g(a);
+      x = x + through(*pair.first, x);
+      x = x + through(*pair.second, x);
     }
   }
-  return (o.reversible ? (a + b) / 2 : a).movedim(1, at);
+  return x.movedim(1, at);
 }
 
 FOVEATE_MECHANISM(AxialImageTransformer)

@@ -1,6 +1,7 @@
 #include <foveate/attention_formula.h>
 #include <foveate/fractal_tanimoto.h>
 #include <foveate/init.h>
+#include <foveate/inner_sums.h>
 #include <foveate/norm.h>
 
 #include <algorithm>
@@ -8,26 +9,22 @@
 namespace foveate {
 namespace {
 
-/// FT over the given dimensions, which stay as 1. The sums of complements follow from those of p and l.
-Tensor similarity(const Tensor& p, const Tensor& l, at::IntArrayRef over, int64_t depth, double smooth) {
-  const auto sum = [&](const Tensor& x) { return x.sum(over, true); };
-  const auto mean_of_terms = [&](const Tensor& pl, const Tensor& squares) {
-    const int64_t terms = std::max<int64_t>(depth, 1);
-    Tensor total;
-    for (int64_t d = 0; d < terms; ++d) {
-      const double sharp = std::exp2(static_cast<double>(d));
-      const Tensor term = (pl + smooth) / (sharp * squares - (2 * sharp - 1) * pl + smooth);
-      total = d == 0 ? term : total + term;
-    }
-    return total / static_cast<double>(terms);
-  };
-  // Complements are formed, not derived: n - sum p - sum l + <p,l> loses its digits where p and l are near 1.
-  const Tensor np = 1 - p, nl = 1 - l;
-  return 0.5 * (mean_of_terms(sum(p * l), sum(p * p) + sum(l * l)) + mean_of_terms(sum(np * nl), sum(np * np) + sum(nl * nl)));
+/// FT over positions [B,C,1,1], channels [B,1,H,W] or all [B,1,1,1]. The sums of p and l and those of their complements are two of a kind.
+Tensor similarity(const Tensor& p, const Tensor& l, FractalOver over, int64_t depth, double smooth) {
+  const bool of_channels = over != FractalOver::channels;
+  Tensor sums = ops::inner_sums(p, l, of_channels).unflatten(0, {2, 2});  // [2,2,B,C] or [2,2,B,H,W]
+  if (over == FractalOver::all) sums = sums.sum(3, true);
+  const Tensor pl = sums.select(1, 0), squares = sums.select(1, 1);  // [2,B,...]
+  const int64_t terms = std::max<int64_t>(depth, 1);
+  Tensor total;
+  for (int64_t d = 0; d < terms; ++d) {
+    const double sharp = std::exp2(static_cast<double>(d));
+    const Tensor term = (pl + smooth) / (sharp * squares - (2 * sharp - 1) * pl + smooth);
+    total = d == 0 ? term : total + term;
+  }
+  const Tensor mean = total.mean(0) / static_cast<double>(terms);  // [B,...]
+  return of_channels ? mean.unsqueeze(-1).unsqueeze(-1) : mean.unsqueeze(1);
 }
-
-const std::array<int64_t, 2> positions{2, 3};
-const std::array<int64_t, 1> channels{1};
 
 FractalNormalisation::Plan plan(const auto& o) { return {.kind = o.norm, .groups = o.norm_groups}; }
 
@@ -40,8 +37,8 @@ Tensor attend(const auto& o, const FractalAttention::Parameters& p, const Tensor
   const Tensor k = through(p.k, o, key, training).sigmoid();
   const Tensor v = through(p.v, o, value, training).sigmoid();
   const auto type = ops::accumulation_type(q.scalar_type());
-  const auto gate = [&](at::IntArrayRef over) { return similarity(q.to(type), k.to(type), over, o.depth, o.smooth).to(q.scalar_type()); };
-  return p.out(v * (gate(positions) + gate(channels)) / 2, plan(o), training);
+  const auto gate = [&](FractalOver over) { return similarity(q.to(type), k.to(type), over, o.depth, o.smooth).to(q.scalar_type()) / 2; };
+  return p.out(v * (gate(FractalOver::positions) + gate(FractalOver::channels)), plan(o), training);
 }
 
 layers::Convolution convolution(int64_t in, int64_t out, int64_t taps, int64_t groups, bool bias) {
@@ -109,10 +106,7 @@ void TanimotoSimilarity::check(const Options& o) {
 
 Tensor TanimotoSimilarity::forward(const Options& o, const Parameters&, const Inputs& in) {
   const auto type = ops::accumulation_type(in.p.scalar_type());
-  const std::vector<int64_t> over = o.over == FractalOver::all        ? std::vector<int64_t>{1, 2, 3}
-                                    : o.over == FractalOver::channels ? std::vector<int64_t>{1}
-                                                                      : std::vector<int64_t>{2, 3};
-  return similarity(in.p.to(type), in.l.to(type), over, o.depth, o.smooth).to(in.p.scalar_type());
+  return similarity(in.p.to(type), in.l.to(type), o.over, o.depth, o.smooth).to(in.p.scalar_type());
 }
 
 FOVEATE_MECHANISM(TanimotoSimilarity)

@@ -1,6 +1,7 @@
-#include <foveate/attention_formula.h>
+#include <foveate/context_pool.h>
 #include <foveate/gcnet.h>
 #include <foveate/init.h>
+#include <foveate/means.h>
 
 namespace foveate {
 namespace {
@@ -17,16 +18,11 @@ void check_map(const char* form, const Tensor& x, int64_t channels, const option
 
 /// c [B,C] = sum_n a_n x_n, a the softmax of the scores, or all alike where there are none.
 Tensor context(const Tensor& x, const optional<Linear>& score, const optional<Tensor>& mask) {
-  const auto type = ops::accumulation_type(x.scalar_type());
-  const Tensor positions = x.flatten(2).to(type);  // [B,C,N]
-  if (!score && !mask) return positions.mean(2).to(x.scalar_type());
-  Tensor scores = score ? at::matmul(score->weight.to(type), positions) : at::zeros_like(positions.narrow(1, 0, 1));  // [B,1,N]
-  if (score && score->bias) scores = scores + score->bias->to(type).unsqueeze(-1);
-  const optional<Tensor> seen = mask ? optional(mask->flatten(1).unsqueeze(1)) : std::nullopt;  // [B,1,N]
-  if (seen) scores = scores.masked_fill(seen->logical_not(), std::numeric_limits<float>::lowest());
-  Tensor weights = scores.softmax(-1);
-  if (seen) weights = weights * seen->to(type);  // where all is hidden, nothing is left
-  return at::matmul(positions, weights.transpose(1, 2)).squeeze(2).to(x.scalar_type());
+  const Tensor positions = x.flatten(2);  // [B,C,N]
+  const optional<Tensor> seen = mask ? optional(mask->flatten(1)) : std::nullopt;
+  if (score) return ops::context_pool(positions, score->weight, score->bias, seen);
+  if (!seen) return layers::mean_over(positions, {2});
+  return ops::context_pool(positions, positions.new_zeros({1, plain_extent(x, 1)}), {}, seen);
 }
 
 Tensor transformed(const GlobalContextBlock::Transform& t, const Tensor& c, double eps) { return t.restore(t.norm(t.reduce(c), eps).relu()); }

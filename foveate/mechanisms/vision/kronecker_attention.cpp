@@ -1,5 +1,6 @@
 #include <foveate/attention.h>
 #include <foveate/kronecker_attention.h>
+#include <foveate/means.h>
 
 namespace foveate {
 namespace {
@@ -12,7 +13,7 @@ Tensor means(const Tensor& x) {
     for (int64_t d = 2; d < x.dim(); ++d) {
       if (d != axis) others.push_back(d);
     }
-    each.push_back(others.empty() ? x : x.mean(others));
+    each.push_back(others.empty() ? x : layers::mean_over(x, others));
   }
   return at::cat(each, 2);
 }

@@ -1,4 +1,5 @@
 #include <foveate/init.h>
+#include <foveate/means.h>
 #include <foveate/tensor_low_rank.h>
 
 namespace foveate {
@@ -27,11 +28,12 @@ Tensor TensorLowRankGate::forward(const Options& o, const Parameters& p, const I
   const Tensor& x = in.x;
   TORCH_CHECK_VALUE(extent(x, 1) == o.channels && extent(x, 2) == o.height && extent(x, 3) == o.width,
                     "tensor_low_rank_gate: x must be [B,C,H,W] with ", o.channels, ", ", o.height, " and ", o.width, ", got ", x.sym_sizes());
-  const Tensor rows = x.mean({1, 3}), columns = x.mean({1, 2});  // [B,H], [B,W]
+  const Tensor of_rows = layers::mean_over(x, {3});                                             // [B,C,H]
+  const Tensor rows = layers::mean_over(of_rows, {1}), columns = layers::mean_over(x, {1, 2});  // [B,H], [B,W]
   const bool swapped = o.axes == RecoAxes::code;
-  const Tensor c = factors(x.mean({2, 3}), p.channel);           // [B,r,C]
-  const Tensor h = factors(swapped ? columns : rows, p.row);     // [B,r,H]
-  const Tensor w = factors(swapped ? rows : columns, p.column);  // [B,r,W]
+  const Tensor c = factors(layers::mean_over(of_rows, {2}), p.channel);  // [B,r,C]
+  const Tensor h = factors(swapped ? columns : rows, p.row);             // [B,r,H]
+  const Tensor w = factors(swapped ? rows : columns, p.column);          // [B,r,W]
   const Tensor lambda = o.weights == RecoWeights::softmax ? p.lam.softmax(0) : p.lam;
 
   const Tensor planes = (h.unsqueeze(-1) * w.unsqueeze(-2)).flatten(2);                // [B,r,H W]
