@@ -15,6 +15,7 @@ template <class scalar> struct LatticeEngine;
 template <class scalar> struct Cluster;
 template <class scalar> struct Edges;
 template <class scalar> struct Matches;
+template <class scalar> struct ProjectedFeatures;
 struct Codes;
 
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
@@ -34,6 +35,14 @@ template <class scalar> struct LinearEngine {
   void (*backward)(const Linear<scalar>&, long begin, long end, scalar* scratch);  ///< the same
   long (*forward_room)(const Linear<scalar>&);                                     ///< numbers of scratch
   long (*backward_room)(const Linear<scalar>&);
+  long vector;  ///< widths are padded to a multiple of this
+};
+
+template <class scalar> struct ProjectedFeaturesEngine {
+  void (*forward)(const ProjectedFeatures<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: see tasks()
+  void (*backward)(const ProjectedFeatures<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: every (b, h)
+  long (*forward_room)(const ProjectedFeatures<scalar>&);                                     ///< numbers of scratch
+  long (*backward_room)(const ProjectedFeatures<scalar>&);
   long vector;  ///< widths are padded to a multiple of this
 };
 
@@ -80,6 +89,8 @@ struct Kernels {
   const SelectionEngine<float>* selection_float;
   const SelectionEngine<double>* selection_double;
   void (*cluster_codes)(const Codes&, long begin, long end);  ///< tasks: every (b, h)
+  const ProjectedFeaturesEngine<float>* projected_features_float;
+  const ProjectedFeaturesEngine<double>* projected_features_double;
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
@@ -90,6 +101,8 @@ struct Kernels {
   extern const SoftmaxEngine<double> softmax_double;                        \
   extern const LinearEngine<float> linear_float;                            \
   extern const LinearEngine<double> linear_double;                          \
+  extern const ProjectedFeaturesEngine<float> projected_features_float;     \
+  extern const ProjectedFeaturesEngine<double> projected_features_double;   \
   extern const WindowSumEngine<float> window_sum_float;                     \
   extern const WindowSumEngine<double> window_sum_double;                   \
   extern const ProductKeysEngine<float> product_keys_float;                 \

@@ -21,6 +21,8 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .edges_double = &edges_double,
                     .selection_float = &selection_float,
                     .selection_double = &selection_double,
-                    .cluster_codes = cluster_codes};
+                    .cluster_codes = cluster_codes,
+                    .projected_features_float = &projected_features_float,
+                    .projected_features_double = &projected_features_double};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY
