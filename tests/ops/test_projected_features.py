@@ -130,7 +130,8 @@ def test_gradients_of_every_order(map_: str, top: str) -> None:
     def call(*tensors: Tensor) -> Tensor:
         given = iter(tensors)
         phi, tops = PRIMITIVE(*(next(given) if isinstance(t, Tensor) and t.is_floating_point() else t for t in arguments))
-        return phi.sin().sum(-1) + tops.sum()
+        out: Tensor = phi.sin().sum(-1) + tops.sum()
+        return out
 
     assert torch.autograd.gradcheck(call, leaves)
     assert torch.autograd.gradgradcheck(call, leaves)
