@@ -2,6 +2,8 @@
 
 Causal attention on features (elu + 1): against the same in chunks of 64 written in torch, against torch's exact attention, and without
 causality against the two products of matrices that it comes to. The delta rule: against the same in chunks of 64 written in torch.
+Crossover: the length from which on linear attention, features and all, is faster than foveate's own causal softmax. Decoding: a thousand
+tokens behind the hundredth, the peer, and behind the hundred thousandth.
 Performer: against torch's exact attention, and, with --performer, against the package performer-pytorch (`pip install --no-deps
 performer-pytorch einops local-attention axial-positional-embedding hyper-connections`). See contest.py for what the columns say.
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import elu, scaled_dot_product_attention
 
 import foveate
+from foveate.compare.measure import Call
 
 CHUNK = 64
 
@@ -90,6 +93,37 @@ def performers(dtype: torch.dtype, with_package: bool, N: int = 4096, m: int = 2
             yield Row(f"{name}, performer-pytorch", backward(theirs, y, True), backward(ours, y, True), work)
 
 
+def crossover(dtype: torch.dtype) -> Iterator[Row]:
+    """Linear attention of q, k and v, features and all, beside our own causal softmax."""
+    ours, softmax = (partial(f, causal=True) for f in (foveate.linear_transformer_attention, foveate.attention))
+    for N in (256, 512, 1024):
+        x, y = heads(N, dtype), heads(N, dtype, grad=True)
+        work = H * (N // CHUNK) * (2.0 * CHUNK**2 * D + 4.0 * CHUNK * D * D)
+        yield Row(f"crossover forward N={N}, foveate.attention", partial(softmax, *x), partial(ours, *x), work)
+        yield Row(f"crossover both N={N}, foveate.attention", backward(softmax, y, True), backward(ours, y, True), 3.5 * work)
+
+
+def decoding(dtype: torch.dtype, tokens: int = 1000) -> Iterator[Row]:
+    """Token by token behind a long sequence; the peer does the same behind a short one."""
+    step = partial(foveate.linear_transformer_attention_step, causal=True)
+    state_bytes = 2.0 * H * (D + 1) * D * torch.finfo(dtype).bits / 8  # read and written
+
+    def decode(position: int) -> Call:
+        with torch.no_grad():
+            start = step(*heads(position, dtype))[1]
+        q, k, v = heads(1, dtype)
+
+        def call() -> None:
+            state = start
+            with torch.no_grad():
+                for _ in range(tokens):
+                    state = step(q, k, v, state=state)[1]
+
+        return call
+
+    yield Row(f"decode {tokens} tokens at position 100000, at position 100", decode(100), decode(100_000), tokens * state_bytes, "read")
+
+
 def rows(dtype: torch.dtype, given: argparse.Namespace) -> Iterator[Row]:
     ours = partial(foveate.linear_attention, causal=True)
     exact = partial(scaled_dot_product_attention, is_causal=True)
@@ -105,6 +139,8 @@ def rows(dtype: torch.dtype, given: argparse.Namespace) -> Iterator[Row]:
         yield Row(f"delta rule forward N={N}, chunks in torch", partial(chunked_delta, *x), partial(delta, *x), work)
         yield Row(f"delta rule both N={N}, chunks in torch", backward(chunked_delta, y, True), backward(delta, y, True), 3.5 * work)
     yield from performers(dtype, given.performer)
+    yield from crossover(dtype)
+    yield from decoding(dtype)
     x, y = featured(heads(4096, dtype)), featured(heads(4096, dtype, grad=True))
     work = H * 4.0 * 4096 * D * D
     yield Row("whole forward N=4096, two products", partial(whole, *x), partial(foveate.linear_attention, *x), work)

@@ -13,9 +13,13 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+ROTATIONS = ("uniform", "hadamard", "givens")
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("row_norm", ["gaussian", "sqrt_dim"])
-def test_rows_are_orthogonal_by_blocks(row_norm: str) -> None:
-    W = foveate.random_projection(11, 4, row_norm=row_norm, generator=generator(), dtype=torch.float64)
+def test_rows_are_orthogonal_by_blocks(row_norm: str, rotation: str) -> None:
+    W = foveate.random_projection(11, 4, row_norm=row_norm, rotation=rotation, generator=generator(), dtype=torch.float64)
     assert W.shape == (11, 4)
     for block in W.split(4):
         products = block @ block.T
@@ -24,28 +28,43 @@ def test_rows_are_orthogonal_by_blocks(row_norm: str) -> None:
         torch.testing.assert_close(W.norm(dim=1), torch.full((11,), 2.0, dtype=torch.float64))
 
 
-def test_draws_follow_the_generator() -> None:
-    torch.testing.assert_close(*(foveate.random_projection(6, 4, generator=generator(3)) for _ in range(2)), rtol=0, atol=0)
-    assert not torch.equal(foveate.random_projection(6, 4, generator=generator(3)), foveate.random_projection(6, 4, generator=generator(4)))
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_draws_follow_the_generator(rotation: str) -> None:
+    def draw(seed: int) -> Tensor:
+        return foveate.random_projection(16, 8, rotation=rotation, generator=generator(seed))
+
+    torch.testing.assert_close(draw(3), draw(3), rtol=0, atol=0)
+    assert not torch.equal(draw(3), draw(4))
+    directions = torch.nn.functional.normalize(draw(3))
+    assert not torch.allclose(directions[:8], directions[8:]), "blocks are drawn one by one"
+
+
+def test_half_precision_and_unknown_choices() -> None:
     assert foveate.random_projection(6, 4, dtype=torch.bfloat16).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="row_norm must be one of"):
         foveate.random_projection(6, 4, row_norm="long")
+    with pytest.raises(ValueError, match="rotation must be one of"):
+        foveate.random_projection(6, 4, rotation="none")
+    with pytest.raises(ValueError, match="a power of two, got 6"):
+        foveate.random_projection(6, 6, rotation="hadamard")
 
 
+@pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("orthogonal", [True, False])
-def test_directions_prefer_no_side(orthogonal: bool) -> None:
-    W = torch.stack([foveate.random_projection(3, 3, orthogonal=orthogonal, generator=generator(seed)) for seed in range(2000)])
+def test_directions_prefer_no_side(orthogonal: bool, rotation: str) -> None:
+    D = 4 if rotation == "hadamard" else 3
+    W = torch.stack([foveate.random_projection(D, D, orthogonal=orthogonal, rotation=rotation, generator=generator(seed)) for seed in range(2000)])
     assert W.mean(0).abs().max() < 0.12  # five standard deviations
     assert (W.square().mean(0) - 1).abs().max() < 0.2
 
 
-def estimate_error(features: str, m: int, orthogonal: bool, form: str = "performer_attention") -> float:
+def estimate_error(features: str, m: int, orthogonal: bool, form: str = "performer_attention", rotation: str = "uniform") -> float:
     """Mean squared error against softmax over twenty draws."""
     q, k, v = (0.8 * torch.randn(1, 1, 32, 8, generator=generator(seed), dtype=torch.float64) for seed in range(3))
     want = foveate.attention(q, k, v)
     errors: list[Tensor] = []
     for seed in range(20):
-        W = foveate.random_projection(m, 8, orthogonal=orthogonal, generator=generator(seed), dtype=torch.float64)
+        W = foveate.random_projection(m, 8, orthogonal=orthogonal, rotation=rotation, generator=generator(seed), dtype=torch.float64)
         errors.append((getattr(foveate, form)(q, k, v, projection=W, features=features) - want).square().mean())
     return float(torch.stack(errors).mean())
 
@@ -56,6 +75,8 @@ def test_more_features_estimate_better_and_orthogonal_ones_best() -> None:
     for features, form in (("positive", "performer_attention"), ("hyperbolic", "performer_attention"), ("sincos", "favor_attention")):
         assert estimate_error(features, 64, True, form) < estimate_error(features, 64, False, form)
     assert estimate_error("hyperbolic", 512, True) < 0.01
+    for rotation in ROTATIONS[1:]:
+        assert estimate_error("positive", 64, True, rotation=rotation) < estimate_error("positive", 64, False)
 
 
 def test_the_stabilizers_agree_without_eps() -> None:

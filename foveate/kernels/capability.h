@@ -17,6 +17,7 @@ template <class scalar> struct Cluster;
 template <class scalar> struct Partition;
 template <class scalar> struct Edges;
 template <class scalar> struct Matches;
+template <class scalar> struct ProjectedFeatures;
 struct Codes;
 
 /// Kernels work on the half-open range [begin, end) of their tasks; the caller spreads ranges over threads.
@@ -36,6 +37,14 @@ template <class scalar> struct LinearEngine {
   void (*backward)(const Linear<scalar>&, long begin, long end, scalar* scratch);  ///< the same
   long (*forward_room)(const Linear<scalar>&);                                     ///< numbers of scratch
   long (*backward_room)(const Linear<scalar>&);
+  long vector;  ///< widths are padded to a multiple of this
+};
+
+template <class scalar> struct ProjectedFeaturesEngine {
+  void (*forward)(const ProjectedFeatures<scalar>&, long begin, long end, scalar* scratch);   ///< tasks: see tasks()
+  void (*backward)(const ProjectedFeatures<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: every (b, h)
+  long (*forward_room)(const ProjectedFeatures<scalar>&);                                     ///< numbers of scratch
+  long (*backward_room)(const ProjectedFeatures<scalar>&);
   long vector;  ///< widths are padded to a multiple of this
 };
 
@@ -93,6 +102,8 @@ struct Kernels {
   void (*cluster_codes)(const Codes&, long begin, long end);  ///< tasks: every (b, h)
   const InnerSumsEngine<float>* inner_sums_float;
   const InnerSumsEngine<double>* inner_sums_double;
+  const ProjectedFeaturesEngine<float>* projected_features_float;
+  const ProjectedFeaturesEngine<double>* projected_features_double;
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
@@ -103,6 +114,8 @@ struct Kernels {
   extern const SoftmaxEngine<double> softmax_double;                        \
   extern const LinearEngine<float> linear_float;                            \
   extern const LinearEngine<double> linear_double;                          \
+  extern const ProjectedFeaturesEngine<float> projected_features_float;     \
+  extern const ProjectedFeaturesEngine<double> projected_features_double;   \
   extern const WindowSumEngine<float> window_sum_float;                     \
   extern const WindowSumEngine<double> window_sum_double;                   \
   extern const ProductKeysEngine<float> product_keys_float;                 \

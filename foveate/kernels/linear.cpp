@@ -1,9 +1,10 @@
-// The linear engine. A sequence is walked by chunks of C keys and the queries beside them. Sums of all that came before are carried as one
-// matrix T [F,Dv+1]: S = sum k v^T, and z = sum k as if each value had a 1 behind it. In a chunk
-//   n = c q T + (w * tril(q k^T)) v,   out = n[:Dv] / d(n[Dv]);   T <- c_C T + (l k)^T v
+// The linear engine. A sequence is walked by chunks of C keys and the queries beside them. Sums of all that came before are carried, S = sum
+// k v^T and z = sum k. In a chunk
+//   p = w * tril(q k^T),   out = (c q S + p v) / d(c q.z + sum_j p_j);   S <- c_C S + (l k)^T v,   z <- c_C z + sum_j l_j k_j
 // where c_r is what decay leaves at row r of what came before the chunk, l_j what is left at its end of key j, w_rj = c_r / c_j at row r of
-// key j; all 1 without decay. The backward walks forwards for d_q, which needs T, and backwards for d_k and d_v, which need the sums of
-// all that comes after; nothing is kept but one matrix. With the delta rule, linear_delta.h first puts what is written in place of v.
+// key j; all 1 without decay. The backward has S and z in one matrix T [F,Dv+1], as if each value had a 1 behind it. It walks forwards for d_q, which
+// needs T, and backwards for d_k and d_v, which need the sums of all that comes after; nothing is kept but one matrix. With the delta rule,
+// linear_delta.h first puts what is written in place of v.
 #include "kernels/linear.h"
 
 #include "kernels/capability.h"
@@ -46,12 +47,18 @@ template <class scalar> void answer(const Linear<scalar>& a, const Place& at, co
   for_each_head(a, at, desk, [&](long, long first) {
     gemm<false>(at.queries, desk.wide, a.F, Left<scalar>{desk.q, desk.deep, 1}, Right<scalar>{desk.T, desk.wide}, desk.n, desk.wide);
     if (at.height > 0) {
-      if (a.log_decay) scale_rows(desk.n, desk.before + at.row, at.queries, desk.wide);
-      meet(a, at, desk, desk.q, desk.deep, a.F, desk.k_across, desk.p);
+      if (at.fades) scale_rows(desk.n, desk.before + at.row, at.queries, desk.wide);
+      meet(at, desk, desk.q, desk.deep, a.F, desk.k_across, desk.p);
       along_keys(at, desk.p, desk.v, desk.wide, desk.n);
     }
     for (long r = 0; r < at.queries; ++r) {
-      const scalar share = a.divisor == Divisor::none ? 1 : 1 / divide(a, desk.n[r * desk.wide + a.Dv]).value;
+      scalar share = 1;
+      if (a.divisor != Divisor::none) {
+        scalar z = product(desk.q + r * desk.deep, desk.z, desk.deep);
+        if (at.fades) z *= desk.before[at.row + r];
+        if (at.height > 0) z += sum_of(desk.p + r * chunk, chunk);
+        share /= divide(a, z).value;
+      }
       for (long d = 0; d < a.Dv; ++d) a.out[(first + r) * a.Dv + d] = share * desk.n[r * desk.wide + d];
     }
   });
@@ -68,14 +75,24 @@ template <class scalar, class F> void for_each_early(const Linear<scalar>& a, lo
 enum class Walk { only, first, back };
 
 /// The keys of a chunk, as the memory takes them. Gives c_C.
-template <Walk walk, class scalar> scalar take_keys(const Linear<scalar>& a, const Place& at, long c, const Desk<scalar>& desk) {
+template <Walk walk, class scalar> scalar take_keys(const Linear<scalar>& a, Place& at, long c, const Desk<scalar>& desk) {
   if (at.height == 0) return 1;
   const scalar all = load_keys(a, at, desk);
   if (a.beta && walk != Walk::back) correct(a, at, desk);
   if (a.beta && walk == Walk::first) keep(a, c, desk);
   if (a.beta && walk == Walk::back) recall(a, c, desk);
-  if (walk != Walk::only) turn_rows(desk.v, desk.wide, chunk, columns_of(a), desk.v_across, chunk);
+  if (walk != Walk::only) turn_rows(desk.v, desk.wide, chunk, desk.columns, desk.v_across, chunk);
   return all;
+}
+
+/// z after a chunk, whose keys are scaled by what is left of them.
+template <class scalar> void count_keys(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, scalar all) {
+  if (a.beta) return;
+  for (long f = 0; f < desk.deep; f += lanes<scalar>) {
+    Vec<scalar> sum = all * vec(desk.z + f);
+    for (long r = 0; r < at.height; ++r) sum += vec(desk.k + r * desk.deep + f);
+    vec(desk.z + f) = sum;
+  }
 }
 
 /// Tasks [begin, end) of B * Hk.
@@ -84,78 +101,74 @@ template <class scalar> void forward(const Linear<scalar>& a, long begin, long e
   const Desk<scalar> desk(a, room, false);
   for (long head = begin; head < end; ++head) {
     const long b = head / a.Hk, hk = head % a.Hk;
-    load_sums(a, a.S, a.z, head, desk.wide, desk.T);
+    load_sums<scalar>(a, a.S, nullptr, head, desk.wide, desk.T);
+    for (long f = 0; !a.beta && f < desk.deep; ++f) desk.z[f] = a.z && f < a.F ? a.z[head * a.F + f] : 0;
     for_each_early(a, b, hk, [&](const Place& at) { answer(a, at, desk); });
     for (long c = 0; c < chunks_of(a); ++c) {
-      const Place at = place_of(a, b, hk, c * chunk);
+      Place at = place_of(a, b, hk, c * chunk);
       const scalar all = take_keys<Walk::only>(a, at, c, desk);
       answer(a, at, desk);
       if (at.height == 0) continue;
-      if (a.log_decay) {
+      if (at.fades) {
         for (long i = 0; i < a.F * desk.wide; ++i) desk.T[i] *= all;
         scale_rows(desk.k, desk.left, chunk, desk.deep);
       }
       gemm<true>(a.F, desk.wide, at.height, Left<scalar>{desk.k, 1, desk.deep}, Right<scalar>{desk.v, desk.wide}, desk.T, desk.wide);
+      count_keys(a, at, desk, all);
     }
-    store_sums(a, desk.T, head, desk.wide, a.S_after, a.z_after);
+    store_sums<scalar>(a, desk.T, head, desk.wide, a.S_after, nullptr);
+    for (long f = 0; !a.beta && f < a.F; ++f) a.z_after[head * a.F + f] = desk.z[f];
   }
 }
 
-/// Gradients of q S and of q . z, of every query; desk.z is the running sum of keys.
-template <class scalar> void quotients_backward(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk) {
-  const long deep = desk.deep, wide = desk.wide;
-  // z grows by one key a row, for all query heads at once.
-  const long group = a.H / a.Hk, h0 = at.hk * group;
-  const auto products = [&](long r) {  // of query r of the chunk with z as it stands
-    for (long g = 0; g < group; ++g) {
-      const long row = (at.b * a.H + h0 + g) * a.N + at.query + r;
-      scalar z = 0;
-      with_row<scalar>(a.q, at.b, h0 + g, at.query + r, [&](const auto* from, auto read) {
-        for (long f = 0; f < a.F; ++f) z += static_cast<scalar>(read(from[f])) * desk.z[f];
-      });
-      const Divided<scalar> d = divide(a, z);
-      scalar* to = a.d_sums + row * wide;
-      scalar slope = 0;
-      with_row<scalar>(a.d_out, at.b, h0 + g, at.query + r, [&](const auto* from, auto read) {
-        for (long e = 0; e < a.Dv; ++e) {
-          const scalar d_out = static_cast<scalar>(read(from[e]));
-          to[e] = d_out / d.value;
-          slope -= d_out * a.out[row * a.Dv + e];
-        }
-      });
-      to[a.Dv] = slope * d.slope / d.value;
-      for (long e = a.Dv + 1; e < wide; ++e) to[e] = 0;
-    }
-  };
-  for (long r = 0; at.height > 0 && r < chunk; ++r) {
-    const scalar g = a.log_decay ? desk.fade[r] : 1;
-    for (long f = 0; f < a.F; ++f) desk.z[f] = g * desk.z[f] + desk.k[r * deep + f];
-    if (r >= at.row && r < at.row + at.queries) products(r - at.row);
+/// z after the keys of a chunk; calls f(row) after each.
+template <class scalar, class F> void sum_keys(const Place& at, const Desk<scalar>& desk, const F& f) {
+  for (long r = 0; r < chunk; ++r) {
+    const scalar g = at.fades ? desk.fade[r] : 1;
+    for (long d = 0; d < desk.deep; d += lanes<scalar>) vec(desk.z + d) = g * vec(desk.z + d) + vec(desk.k + r * desk.deep + d);
+    f(r);
   }
-  for (long r = 0; at.height == 0 && r < at.queries; ++r) products(r);
+}
+
+/// Gradients of q S and of q . z, in place of that of out in d_n, of the queries in desk.q; desk.z is the sum of the keys before the chunk.
+template <class scalar> void quotients_backward(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, long first, scalar* d_n) {
+  const auto divided = [&](long r) {
+    scalar* to = d_n + r * desk.wide;
+    const Divided<scalar> d = divide(a, product(desk.q + r * desk.deep, desk.z, desk.deep));
+    const scalar slope = product(to, a.out + (first + r) * a.Dv, a.Dv), share = 1 / d.value;
+    for (long e = 0; e < a.Dv; ++e) to[e] *= share;
+    to[a.Dv] = -slope * d.slope * share;
+  };
+  if (at.height == 0) {
+    for (long r = 0; r < at.queries; ++r) divided(r);
+    return;
+  }
+  sum_keys(at, desk, [&](long r) {
+    if (r >= at.row && r < at.row + at.queries) divided(r - at.row);
+  });
 }
 
 /// Forwards: d_sums of every query, and d_q. T_across holds the sums before the chunk.
 template <class scalar> void queries_backward(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk) {
   const long deep = desk.deep, wide = desk.wide;
-  if (!a.beta) quotients_backward(a, at, desk);
+  for (long f = 0; f < deep; ++f) desk.z_before[f] = desk.z[f];
+  if (!a.beta && at.height > 0 && at.queries == 0) sum_keys(at, desk, [](long) {});
   for_each_head(a, at, desk, [&](long h, long first) {
     scalar* d_n = a.d_sums + first * wide;
-    if (a.beta) copy_rows(a.d_out, at.b, h, at.query, at.queries, a.Dv, scalar{1}, d_n, wide);
-    gemm<false>(at.queries, deep, columns_of(a), Left<scalar>{d_n, wide, 1}, Right<scalar>{desk.T_across, deep}, desk.d_q, deep);
+    copy_rows(a.d_out, at.b, h, at.query, at.queries, a.Dv, scalar{1}, d_n, wide);
+    for (long f = 0; f < deep; ++f) desk.z[f] = desk.z_before[f];
+    if (!a.beta) quotients_backward(a, at, desk, first, d_n);
+    gemm<false>(at.queries, deep, desk.columns, Left<scalar>{d_n, wide, 1}, Right<scalar>{desk.T_across, deep}, desk.d_q, deep);
     if (at.height > 0) {
-      if (a.log_decay) scale_rows(desk.d_q, desk.before + at.row, at.queries, deep);
-      meet(a, at, desk, d_n, wide, columns_of(a), desk.v_across, desk.d_p);
+      if (at.fades) scale_rows(desk.d_q, desk.before + at.row, at.queries, deep);
+      meet(at, desk, d_n, wide, desk.columns, desk.v_across, desk.d_p);
       along_keys(at, desk.d_p, desk.k, deep, desk.d_q);
     }
     for (long r = 0; r < at.queries; ++r) {
-      scalar with_q = 0;
-      for (long f = 0; f < a.F; ++f) {
-        a.d_q[(first + r) * a.F + f] = desk.d_q[r * deep + f];
-        with_q += desk.d_q[r * deep + f] * desk.q[r * deep + f];
-      }
+      for (long f = 0; f < a.F; ++f) a.d_q[(first + r) * a.F + f] = desk.d_q[r * deep + f];
       const long place = at.query + r + a.offset;
-      if (a.log_decay && place >= 0) desk.along[least(place, a.M)] += with_q;  // what a query takes fades with each decay up to its place
+      if (!a.d_log_decay || place < 0) continue;
+      desk.along[least(place, a.M)] += product(desk.d_q + r * deep, desk.q + r * deep, deep);  // it fades with each decay up to its place
     }
   });
 }
@@ -163,51 +176,43 @@ template <class scalar> void queries_backward(const Linear<scalar>& a, const Pla
 /// Backwards: d_k and d_v of a chunk. T holds the gradient of the sums after it, T_across the same across.
 template <class scalar> void keys_backward(const Linear<scalar>& a, const Place& at, long c, const Desk<scalar>& desk) {
   const long deep = desk.deep, wide = desk.wide, head = at.b * a.Hk + at.hk;
-  gemm<false>(chunk, deep, columns_of(a), Left<scalar>{desk.v, wide, 1}, Right<scalar>{desk.T_across, deep}, desk.d_k, deep);
-  gemm<false>(chunk, wide, a.F, Left<scalar>{desk.k, deep, 1}, Right<scalar>{desk.T, wide}, desk.d_v, wide);
-  if (a.log_decay) {
+  gemm<false>(chunk, deep, desk.columns, Left<scalar>{desk.v, wide, 1}, Right<scalar>{desk.T_across, deep}, desk.d_k, deep);
+  const long values = round_up<scalar>(a.Dv);  // the ones behind them want no gradient
+  gemm<false>(chunk, values, a.F, Left<scalar>{desk.k, deep, 1}, Right<scalar>{desk.T, wide}, desk.d_v, wide);
+  if (at.fades) {
     scale_rows(desk.d_k, desk.left, chunk, deep);
     scale_rows(desk.d_v, desk.left, chunk, wide);
   }
   for_each_head(a, at, desk, [&](long, long first) {
     const scalar* d_n = a.d_sums + first * wide;
-    meet(a, at, desk, desk.q, deep, a.F, desk.k_across, desk.p);
-    meet(a, at, desk, d_n, wide, columns_of(a), desk.v_across, desk.d_p);
-    along_queries(at, desk.d_p, desk.q, deep, desk.d_k);
-    along_queries(at, desk.p, d_n, wide, desk.d_v);
+    meet(at, desk, desk.q, deep, a.F, desk.k_across, desk.p);
+    meet(at, desk, d_n, wide, desk.columns, desk.v_across, desk.d_p);
+    along_queries(at, desk.d_p, desk.q, deep, deep, desk.d_k);
+    along_queries(at, desk.p, d_n, wide, values, desk.d_v);
   });
   if (a.beta) correct_backward(a, at, c, desk);
   for (long r = 0; r < at.height; ++r) {
     const bool seen = !a.key_mask || a.key_mask[at.b * a.M + at.first + r];
     const long row = head * a.M + at.first + r;
-    scalar with_k = 0;
-    for (long f = 0; f < a.F; ++f) {
-      a.d_k[row * a.F + f] = seen ? desk.d_k[r * deep + f] : 0;
-      with_k += desk.d_k[r * deep + f] * desk.k[r * deep + f];
-    }
+    for (long f = 0; f < a.F; ++f) a.d_k[row * a.F + f] = seen ? desk.d_k[r * deep + f] : 0;
     for (long d = 0; d < a.Dv; ++d) a.d_v[row * a.Dv + d] = seen ? desk.d_v[r * wide + d] : 0;
-    if (a.log_decay) desk.along[at.first + r] -= with_k;
+    if (a.d_log_decay) desk.along[at.first + r] -= product(desk.d_k + r * deep, desk.k + r * deep, deep);
   }
 }
 
 /// The queries of a chunk, to the gradient of the sums before it: T <- c_C T + (c q)^T d_sums.
 template <class scalar> void sums_backward(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, scalar all) {
   const long deep = desk.deep, wide = desk.wide;
-  const bool fades = at.height > 0 && a.log_decay;
-  if (fades) {
-    for (long i = 0; i < a.F * wide; ++i) desk.T[i] *= all;
-    for (long i = 0; i < columns_of(a) * deep; ++i) desk.T_across[i] *= all;
-  }
+  for (long i = 0; at.fades && i < a.F * wide; ++i) desk.T[i] *= all;
   for_each_head(a, at, desk, [&](long, long first) {
     const scalar* d_n = a.d_sums + first * wide;
-    if (fades) scale_rows(desk.q, desk.before + at.row, at.queries, deep);
+    if (at.fades) scale_rows(desk.q, desk.before + at.row, at.queries, deep);
     gemm<true>(a.F, wide, at.queries, Left<scalar>{desk.q, 1, deep}, Right<scalar>{d_n, wide}, desk.T, wide);
-    gemm<true>(columns_of(a), deep, at.queries, Left<scalar>{d_n, 1, wide}, Right<scalar>{desk.q, deep}, desk.T_across, deep);
   });
   if (a.beta && at.height > 0) {  // keys, too, have read the memory
     gemm<true>(a.F, wide, at.height, Left<scalar>{desk.k, 1, deep}, Right<scalar>{desk.less, wide}, desk.T, wide);
-    gemm<true>(a.Dv, deep, at.height, Left<scalar>{desk.less, 1, wide}, Right<scalar>{desk.k, deep}, desk.T_across, deep);
   }
+  turn_sums(a, desk);
 }
 
 /// Tasks [begin, end) of B * Hk.
@@ -216,39 +221,39 @@ template <class scalar> void backward(const Linear<scalar>& a, long begin, long 
   const Desk<scalar> desk(a, room, true);
   for (long head = begin; head < end; ++head) {
     const long b = head / a.Hk, hk = head % a.Hk;
-    for (long j = 0; a.log_decay && j <= a.M; ++j) desk.along[j] = 0;
+    for (long j = 0; a.d_log_decay && j <= a.M; ++j) desk.along[j] = 0;
     load_sums(a, a.S, a.z, head, desk.wide, desk.T);
     turn_sums(a, desk);
     for (long f = 0; f < desk.deep; ++f) desk.z[f] = a.z && f < a.F ? a.z[head * a.F + f] : 0;
     for_each_early(a, b, hk, [&](const Place& at) { queries_backward(a, at, desk); });
     for (long c = 0; c < chunks_of(a); ++c) {
-      const Place at = place_of(a, b, hk, c * chunk);
+      Place at = place_of(a, b, hk, c * chunk);
       const scalar all = take_keys<Walk::first>(a, at, c, desk);
       queries_backward(a, at, desk);
       if (at.height == 0) continue;
-      if (a.log_decay) {
-        for (long i = 0; i < columns_of(a) * desk.deep; ++i) desk.T_across[i] *= all;
+      if (at.fades) {
+        for (long i = 0; i < desk.columns * desk.deep; ++i) desk.T_across[i] *= all;
         scale_rows(desk.k, desk.left, chunk, desk.deep);
       }
       if (a.beta) {  // the next chunk is corrected by T
         gemm<true>(a.F, desk.wide, at.height, Left<scalar>{desk.k, 1, desk.deep}, Right<scalar>{desk.v, desk.wide}, desk.T, desk.wide);
         turn_sums(a, desk);
       } else {
-        gemm<true>(columns_of(a), desk.deep, at.height, Left<scalar>{desk.v, 1, desk.wide}, Right<scalar>{desk.k, desk.deep}, desk.T_across,
+        gemm<true>(desk.columns, desk.deep, at.height, Left<scalar>{desk.v, 1, desk.wide}, Right<scalar>{desk.k, desk.deep}, desk.T_across,
                    desk.deep);
       }
     }
 
     load_sums(a, a.d_S_after, a.d_z_after, head, desk.wide, desk.T);
     turn_sums(a, desk);
-    if (a.log_decay) {  // the sums after all keys have faded, too
+    if (a.d_log_decay) {  // the sums after all keys have faded, too
       for (long f = 0; f < a.F; ++f) {
         for (long d = 0; d < a.Dv; ++d) desk.along[a.M] += desk.T[f * desk.wide + d] * a.S_after[(head * a.F + f) * a.Dv + d];
         desk.along[a.M] += desk.T[f * desk.wide + a.Dv] * a.z_after[head * a.F + f];
       }
     }
     for (long c = chunks_of(a) - 1; c >= 0; --c) {
-      const Place at = place_of(a, b, hk, c * chunk);
+      Place at = place_of(a, b, hk, c * chunk);
       const scalar all = take_keys<Walk::back>(a, at, c, desk);
       if (at.height > 0) keys_backward(a, at, c, desk);
       sums_backward(a, at, desk, all);

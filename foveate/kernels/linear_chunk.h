@@ -14,6 +14,7 @@ namespace {
 struct Place {
   long b, hk, first, height;  // height 0: queries before or behind all keys
   long query, queries, row;   // queries [query, query + queries), of which the first stands at row `row` of the chunk
+  bool fades = false;         // whether decay changes anything here
 };
 
 /// The chunk that begins at key `first`, which may lie behind all keys.
@@ -31,12 +32,10 @@ template <class scalar> long chunks_of(const Linear<scalar>& a) { return tiles_o
 /// Queries before the first key.
 template <class scalar> long early_of(const Linear<scalar>& a) { return clamped(-a.offset, 0, a.N); }
 
-/// Of T: those of S, and behind them that of z, which the delta rule does without.
-template <class scalar> long columns_of(const Linear<scalar>& a) { return a.Dv + (a.beta ? 0 : 1); }
-
-/// What one task works in; V stands for the columns of T.
+/// What one task works in; V stands for the columns of T: those of S, and in the backward behind them that of z, which the delta rule does
+/// without.
 template <class scalar> struct Desk {
-  long deep, wide;
+  long columns, deep, wide;
   scalar *T, *T_across;          // [F,wide], [V,deep]
   scalar *q, *k, *k_across;      // [C,deep], [C,deep], [F,C]
   scalar *v, *v_across;          // [C,wide], [V,C]
@@ -44,21 +43,22 @@ template <class scalar> struct Desk {
   scalar *p, *d_p, *weight;      // [C,C]
   scalar *d_q, *d_k, *d_v;       // [C,deep], [C,deep], [C,wide]
   scalar *fade, *before, *left;  // [C]: g_r, c_r, l_r
-  scalar *z, *along;             // [F], [M + 1]
+  scalar *z, *z_before, *along;  // [F], [F], [M + 1]
   // The delta rule.
   scalar* strength;                // [C]: beta, 0 where hidden
   scalar *lack, *less;             // [C,wide]: what a value lacks; minus what is written, or minus what flows back to values
   scalar *kept_sums, *kept_lacks;  // of each chunk: T_across before it, lack
 
-  Desk(const Linear<scalar>& a, Room<scalar>& room, bool backward) : deep(round_up<scalar>(a.F)), wide(round_up<scalar>(columns_of(a))) {
+  Desk(const Linear<scalar>& a, Room<scalar>& room, bool backward)
+      : columns(a.Dv + (backward && !a.beta ? 1 : 0)), deep(round_up<scalar>(a.F)), wide(round_up<scalar>(columns)) {
     const auto take = [&](bool needed, long count) { return room.take(needed ? count : 0); };
     T = room.take(a.F * wide);
-    T_across = take(backward, columns_of(a) * deep);
+    T_across = take(backward, columns * deep);
     q = room.take(chunk * deep);
     k = room.take(chunk * deep);
     k_across = room.take(a.F * chunk);
     v = room.take(chunk * wide);
-    v_across = take(backward, columns_of(a) * chunk);
+    v_across = take(backward, columns * chunk);
     n = room.take(chunk * wide);
     p = room.take(chunk * chunk);
     d_p = take(backward, chunk * chunk);
@@ -69,8 +69,9 @@ template <class scalar> struct Desk {
     fade = room.take(chunk);
     before = room.take(chunk);
     left = room.take(chunk);
-    z = take(backward, deep);
-    along = take(backward && a.log_decay != nullptr, a.M + 1);
+    z = take(!a.beta, deep);
+    z_before = take(backward, deep);
+    along = take(backward && a.d_log_decay != nullptr, a.M + 1);
     const bool delta = a.beta != nullptr;
     strength = take(delta, chunk);
     lack = take(delta, chunk * wide);
@@ -98,14 +99,15 @@ template <class scalar> void store_sums(const Linear<scalar>& a, const scalar* T
 
 /// T_across from T.
 template <class scalar> void turn_sums(const Linear<scalar>& a, const Desk<scalar>& desk) {
-  turn_rows(desk.T, desk.wide, a.F, columns_of(a), desk.T_across, desk.deep);
-  for (long d = 0; d < columns_of(a); ++d) {
+  turn_rows(desk.T, desk.wide, a.F, desk.columns, desk.T_across, desk.deep);
+  for (long d = 0; d < desk.columns; ++d) {
     for (long f = a.F; f < desk.deep; ++f) desk.T_across[d * desk.deep + f] = 0;
   }
 }
 
-/// The keys and values of a chunk, a 1 behind each value that is to be counted, zeros where hidden; and what decay leaves. Gives c_C.
-template <class scalar> scalar load_keys(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk) {
+/// The keys and values of a chunk, a 1 behind each value where T has a column for it, zeros where hidden; and what decay leaves, if it takes
+/// anything: running maxima seldom change. Gives c_C.
+template <class scalar> scalar load_keys(const Linear<scalar>& a, Place& at, const Desk<scalar>& desk) {
   copy_rows(a.k, at.b, at.hk, at.first, at.height, a.F, scalar{1}, desk.k, desk.deep);
   copy_rows(a.v, at.b, at.hk, at.first, at.height, a.Dv, scalar{1}, desk.v, desk.wide);
   for (long r = 0; r < chunk; ++r) {
@@ -113,12 +115,14 @@ template <class scalar> scalar load_keys(const Linear<scalar>& a, const Place& a
     for (long f = 0; !seen && f < desk.deep; ++f) desk.k[r * desk.deep + f] = 0;
     for (long d = 0; !seen && d < desk.wide; ++d) desk.v[r * desk.wide + d] = 0;
     if (a.beta) desk.strength[r] = seen ? a.beta[(at.b * a.Hk + at.hk) * a.M + at.first + r] : 0;
-    else if (seen) desk.v[r * desk.wide + a.Dv] = 1;
+    if (seen && desk.columns > a.Dv) desk.v[r * desk.wide + a.Dv] = 1;
   }
   turn_rows(desk.k, desk.deep, chunk, a.F, desk.k_across, chunk);
   if (!a.log_decay) return 1;
   scalar all = 1;
   const scalar* log_decay = a.log_decay + (at.b * a.Hk + at.hk) * a.M + at.first;
+  for (long r = 0; r < at.height; ++r) at.fades = at.fades || log_decay[r] != 0;
+  if (!at.fades) return 1;
   scalar* row = desk.weight;  // w of row r: that of the row before times g_r, and 1 for key r itself
   for (long r = 0; r < chunk; ++r, row += chunk) {
     const bool counts = r < at.height && (!a.key_mask || a.key_mask[at.b * a.M + at.first + r]);
@@ -131,6 +135,29 @@ template <class scalar> scalar load_keys(const Linear<scalar>& a, const Place& a
   return all;
 }
 
+/// x . y of `count` numbers.
+template <class scalar> scalar product(const scalar* x, const scalar* y, long count) {
+  Vec<scalar> some[2] = {};
+  long i = 0;
+  for (; i + 2 * lanes<scalar> <= count; i += 2 * lanes<scalar>) {
+    some[0] += vec(x + i) * vec(y + i);
+    some[1] += vec(x + i + lanes<scalar>) * vec(y + i + lanes<scalar>);
+  }
+  scalar sum = total<scalar>(some[0] + some[1]);
+  for (; i < count; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+/// The sum of `count` numbers, a multiple of two vectors.
+template <class scalar> scalar sum_of(const scalar* x, long count) {
+  Vec<scalar> some[2] = {};
+  for (long i = 0; i < count; i += 2 * lanes<scalar>) {
+    some[0] += vec(x + i);
+    some[1] += vec(x + i + lanes<scalar>);
+  }
+  return total<scalar>(some[0] + some[1]);
+}
+
 /// x_r *= factor_r for rows of `width`.
 template <class scalar> void scale_rows(scalar* x, const scalar* factor, long rows, long width) {
   for (long r = 0; r < rows; ++r) {
@@ -139,8 +166,8 @@ template <class scalar> void scale_rows(scalar* x, const scalar* factor, long ro
 }
 
 /// s[r,c] = x_r . y_c where key c stands at or before query r, times what decay leaves of it; 0 elsewhere.
-template <class scalar> void meet(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, const scalar* x, long x_row, long depth,
-                                  const scalar* y_across, scalar* s) {
+template <class scalar> void meet(const Place& at, const Desk<scalar>& desk, const scalar* x, long x_row, long depth, const scalar* y_across,
+                                  scalar* s) {
   constexpr long panel = 2 * lanes<scalar>;
   for (long r0 = 0; r0 < at.queries; r0 += register_rows) {
     const long height = least(register_rows, at.queries - r0), seen = least(chunk, tiles_of(at.row + r0 + height, panel) * panel);
@@ -148,7 +175,7 @@ template <class scalar> void meet(const Linear<scalar>& a, const Place& at, cons
     for (long r = r0; r < r0 + height; ++r) {
       scalar* row = s + r * chunk;
       const scalar* weight = desk.weight + (at.row + r) * chunk;
-      for (long c = 0; a.log_decay && c < seen; ++c) row[c] *= weight[c];
+      for (long c = 0; at.fades && c < seen; ++c) row[c] *= weight[c];
       for (long c = at.row + r + 1; c < chunk; ++c) row[c] = 0;
     }
   }
@@ -165,12 +192,12 @@ template <class scalar> void along_keys(const Place& at, const scalar* s, const 
   }
 }
 
-/// sums [C,width] += s^T x, with x [queries,width], what of it is not zero.
-template <class scalar> void along_queries(const Place& at, const scalar* s, const scalar* x, long width, scalar* sums) {
+/// sums [C,row] += s^T x, with x [queries,row], their first `width` columns, what of it is not zero.
+template <class scalar> void along_queries(const Place& at, const scalar* s, const scalar* x, long row, long width, scalar* sums) {
   for (long c = 0; c < chunk; c += register_rows) {
     const long skipped = clamped(c - at.row, 0, at.queries);  // queries before the first of these keys
     gemm<true>(least(register_rows, chunk - c), width, at.queries - skipped, Left<scalar>{s + skipped * chunk + c, 1, chunk},
-               Right<scalar>{x + skipped * width, width}, sums + c * width, width);
+               Right<scalar>{x + skipped * row, row}, sums + c * row, row);
   }
 }
 

@@ -31,7 +31,7 @@ template <class scalar> void correct(const Linear<scalar>& a, const Place& at, c
   const long wide = desk.wide;
   gemm<false>(at.height, wide, a.F, Left<scalar>{desk.k, desk.deep, 1}, Right<scalar>{desk.T, wide}, desk.lack, wide);
   for (long i = 0; i < chunk * wide; ++i) desk.lack[i] = i < at.height * wide ? desk.v[i] - desk.lack[i] : 0;
-  meet(a, among_keys(at), desk, desk.k, desk.deep, a.F, desk.k_across, desk.p);
+  meet(among_keys(at), desk, desk.k, desk.deep, a.F, desk.k_across, desk.p);
   for (long first = 0; first < at.height; first += register_rows) {
     const long end = least(at.height, first + register_rows);
     gemm<true>(end - first, wide, first, Left<scalar>{desk.p + first * chunk, chunk, 1}, Right<scalar>{desk.less, wide}, desk.lack + first * wide,
@@ -62,7 +62,7 @@ template <class scalar> void recall(const Linear<scalar>&, long c, const Desk<sc
 template <class scalar> void correct_backward(const Linear<scalar>& a, const Place& at, long c, const Desk<scalar>& desk) {
   const long wide = desk.wide, deep = desk.deep;
   const Place keys = among_keys(at);
-  meet(a, keys, desk, desk.k, deep, a.F, desk.k_across, desk.p);
+  meet(keys, desk, desk.k, deep, a.F, desk.k_across, desk.p);
   for (long end = at.height, first; end > 0; end = first) {
     first = (end - 1) / register_rows * register_rows;
     gemm<true>(end - first, wide, at.height - end, Left<scalar>{desk.p + end * chunk + first, 1, chunk}, Right<scalar>{desk.less + end * wide, wide},
@@ -80,9 +80,9 @@ template <class scalar> void correct_backward(const Linear<scalar>& a, const Pla
     for (long d = 0; d < wide; ++d) desk.d_v[r * wide + d] = -desk.less[r * wide + d];
   }
   gemm<true>(at.height, deep, a.Dv, Left<scalar>{desk.less, wide, 1}, Right<scalar>{desk.kept_sums + c * a.Dv * deep, deep}, desk.d_k, deep);
-  meet(a, keys, desk, desk.less, wide, a.Dv, desk.v_across, desk.d_p);
+  meet(keys, desk, desk.less, wide, a.Dv, desk.v_across, desk.d_p);
   along_keys(keys, desk.d_p, desk.k, deep, desk.d_k);
-  along_queries(keys, desk.d_p, desk.k, deep, desk.d_k);
+  along_queries(keys, desk.d_p, desk.k, deep, deep, desk.d_k);
 }
 
 }  // namespace

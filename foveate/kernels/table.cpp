@@ -25,6 +25,8 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .selection_double = &selection_double,
                     .cluster_codes = cluster_codes,
                     .inner_sums_float = &inner_sums_float,
-                    .inner_sums_double = &inner_sums_double};
+                    .inner_sums_double = &inner_sums_double,
+                    .projected_features_float = &projected_features_float,
+                    .projected_features_double = &projected_features_double};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY

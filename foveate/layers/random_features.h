@@ -5,6 +5,7 @@
 #include <ATen/core/Generator.h>
 #include <foveate/contract.h>
 #include <foveate/feature_map.h>
+#include <foveate/projected_features.h>
 
 namespace foveate::layers {
 
@@ -14,18 +15,29 @@ enum class RowNorm {
   sqrt_dim,  ///< sqrt(D), their root mean square
 };
 
+/// How D orthonormal rows are drawn.
+enum class Rotation {
+  uniform,   ///< of all rotations and reflections: Q of a Gaussian matrix
+  hadamard,  ///< three Hadamard matrices, columns of each under random signs; D is a power of two
+  givens,    ///< D log2 D rotations of two coordinates, by random angles
+};
+
 /// How W is drawn.
 struct Draw {
   int64_t features;  ///< m
   int64_t dim;       ///< D
   bool orthogonal = true;
   RowNorm row_norm = RowNorm::gaussian;
+  Rotation rotation = Rotation::uniform;
 };
 
 /// The options of how W is drawn.
 void draw_fields(auto&& f, auto& o) {
   f("orthogonal", o.orthogonal, "draws rows of W orthogonal within blocks of D (paper); False: independent");
   f("row_norm", o.row_norm, "how long orthogonal rows are: as independent normal rows, or sqrt(D) (authors' ortho_scaling 0 and 1)");
+  f("rotation", o.rotation,
+    "how orthogonal rows are drawn. uniform: of all rotations and reflections (authors' code); hadamard: three Hadamard matrices with random "
+    "signs, D a power of two (paper); givens: D log2 D rotations of two coordinates by random angles (paper, authors' TensorFlow code)");
 }
 
 /// W [m,D], from the global generator where none is given.
@@ -47,16 +59,19 @@ struct Drawn {
   }
 };
 
-/// phi = body exp(u + shift - top) + epsilon: under a top that keeps exponentials in range, see feature_attention.h
+/// Features of x that are yet to be computed: see ops/projected_features.h.
 struct Features {
-  Tensor body = {};    // [B,H,N,F]; undefined: 1
-  Tensor u = {};       // [B,H,N,F]; undefined: 0
-  Tensor shift = {};   // [B,H,N,1]; undefined: there is no exponential, nor u
-  Tensor level = {};   // [B,H,N,1]: the authors' top is its maximum
-  bool own = false;    // whether the authors' top of a query is its own level
-  double epsilon = 0;  // added at the end
-  double weight = 1;   // the estimate of the kernel is weight phi(q).phi(k)
+  Tensor x = {}, W = {};            // [B,H,N,D], [m,D] or [H,m,D]
+  ops::ProjectedFeatures map = {};  // all but its tops
+  Tensor plain = {};                // [B,H,N,F] features that are there already; no x then
+  bool own = false;                 // whether the authors' top of a query is its own
+  double weight = 1;                // the estimate of the kernel is weight phi(q).phi(k)
+
+  bool exponential() const { return x.defined() && ops::exponential(map.map); }
 };
+
+/// F of features that a W gives.
+FOVEATE_API int64_t width_of(const Features& features);
 
 /// f(W x) + epsilon, or f(x) + epsilon without W.
 FOVEATE_API Features generalized_features(const Tensor& x, const optional<Tensor>& W, FeatureMap f, double epsilon);
@@ -75,4 +90,6 @@ FOVEATE_API Features hyperbolic_features(const Tensor& x, const Tensor& W, doubl
 }  // namespace foveate::layers
 
 namespace foveate {
-  template <> inline constexpr auto names<layers::RowNorm> = std::array<std::string_view, 2>{"gaussian", "sqrt_dim"}; }  // namespace foveate
+template <> inline constexpr auto names<layers::RowNorm> = std::array<std::string_view, 2>{"gaussian", "sqrt_dim"};
+template <> inline constexpr auto names<layers::Rotation> = std::array<std::string_view, 3>{"uniform", "hadamard", "givens"};
+}  // namespace foveate

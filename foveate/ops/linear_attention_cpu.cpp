@@ -64,7 +64,7 @@ struct Found {
   Tensor q, k, v, log_decay, beta, S, z;
 };
 
-template <class scalar> Found backward(const Backward& call, const Arguments& c) {
+template <class scalar> Found backward(const Backward& call, const Arguments& c, bool wants_decay) {
   Alive alive(c.q);
   auto a = prepared<scalar>(c, alive);
   const auto& run = engine<scalar>();
@@ -75,14 +75,14 @@ template <class scalar> Found backward(const Backward& call, const Arguments& c)
   const auto given = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };
   a.d_out = alive.kept_rows(call.gradients[0].defined() ? call.gradients[0] : zeros_like(out));
   a.d_S_after = alive.numbers<scalar>(given(call.gradients[1]));
-  const auto zeros_beside = [&](const optional<Tensor>& t) { return t ? zeros_like(*t) : Tensor(); };
-  const Found found{.q = zeros_like(c.q),
-                    .k = zeros_like(c.k),
-                    .v = zeros_like(c.v),
-                    .log_decay = zeros_beside(c.log_decay),
-                    .beta = zeros_beside(c.beta),
-                    .S = zeros_like(S),
-                    .z = c.beta ? Tensor() : zeros_like(call.results[2])};
+  const auto room_like = [&](const Tensor& t) { return at::empty(t.sizes(), alive.options); };
+  const Found found{.q = room_like(c.q),
+                    .k = room_like(c.k),
+                    .v = room_like(c.v),
+                    .log_decay = wants_decay ? room_like(*c.log_decay) : Tensor(),
+                    .beta = c.beta ? room_like(*c.beta) : Tensor(),
+                    .S = room_like(S),
+                    .z = c.beta ? Tensor() : room_like(call.results[2])};
   if (!c.beta) {
     a.z_after = const_cast<scalar*>(alive.numbers<scalar>(call.results[2]));  // NOLINT
     a.d_z_after = alive.numbers<scalar>(given(call.gradients[2]));
@@ -102,7 +102,10 @@ template <class scalar> Found backward(const Backward& call, const Arguments& c)
 
 /// Where keys are walked in order.
 std::vector<Tensor> ordered_backward(const Backward& call, const Arguments& c) {
-  const auto d = c.q.scalar_type() == at::kDouble ? backward<double>(call, c) : backward<float>(call, c);
+  Wanted before(call);
+  for (const auto& t : {optional(c.q), optional(c.k), optional(c.v), c.beta, c.key_mask}) before(t);
+  const bool wants_decay = before(c.log_decay);
+  const auto d = c.q.scalar_type() == at::kDouble ? backward<double>(call, c, wants_decay) : backward<float>(call, c, wants_decay);
   Wanted wanted(call);
   std::vector<Tensor> found;
   const auto add = [&](const optional<Tensor>& argument, const Tensor& gradient) {

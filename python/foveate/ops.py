@@ -169,6 +169,7 @@ def random_projection(
     *,
     orthogonal: bool = True,
     row_norm: str = "gaussian",
+    rotation: str = "uniform",
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -176,7 +177,9 @@ def random_projection(
     """Draws the projection W [features, dim] of random features, from the global generator by default.
 
     orthogonal: rows are orthogonal within blocks of dim, uniform in direction, else independent and standard normal. row_norm: how long
-    orthogonal rows are. gaussian: as independent standard normal rows; sqrt_dim: sqrt(dim).
+    orthogonal rows are. gaussian: as independent standard normal rows; sqrt_dim: sqrt(dim). rotation: how each block is drawn. uniform: of all
+    rotations and reflections; hadamard: three Hadamard matrices with random signs, dim a power of two; givens: dim log2(dim) rotations of
+    two coordinates by random angles.
 
     >>> W = foveate.random_projection(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     >>> products = W[:4] @ W[:4].T
@@ -184,7 +187,7 @@ def random_projection(
     """
     place = None if device is None else torch.device(device)
     W: Tensor = torch.ops.foveate.random_projection(
-        features, dim, orthogonal=orthogonal, row_norm=row_norm, generator=generator, dtype=dtype, device=place
+        features, dim, orthogonal=orthogonal, row_norm=row_norm, rotation=rotation, generator=generator, dtype=dtype, device=place
     )
     return W
 

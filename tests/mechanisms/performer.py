@@ -28,7 +28,7 @@ CASES = [
          mask="key_mask", gradcheck={**SMALL, "M": 4}),
     Case("performer_attention", QKV, {"memory": "minimal", "chunk": 4, "causal": True, "features": "hyperbolic", "eps": 1e-3},
          given=("projection",), make=DRAWN, causal=True, gradcheck=SMALL),
-    Case("performer_multihead_attention", {"B": 2, "N": 6, "E": 8}, {**LAYER, "bias": True, "causal": True}, causal=True,
+    Case("performer_multihead_attention", {"B": 2, "N": 6, "E": 8}, {**LAYER, "bias": True, "causal": True, "rotation": "givens"}, causal=True,
          gradcheck={"B": 1, "N": 3}),
     Case("performer_multihead_attention", {"B": 2, "N": 6, "E": 8}, {**LAYER, "memory": "minimal", "chunk": 4},
          given=("key_mask",), make={"key_mask": random_mask("N", 0.7)}, mask="key_mask", hidden_is_zero=False,

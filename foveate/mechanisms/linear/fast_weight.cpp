@@ -4,6 +4,7 @@
 #include <foveate/fast_weight.h>
 #include <foveate/feature_map.h>
 #include <foveate/linear_attention.h>
+#include <foveate/projected_features.h>
 #include <foveate/random_features.h>
 
 namespace foveate {
@@ -26,8 +27,8 @@ Tensor dpfp(const Tensor& x, int64_t nu) {
 
 /// ([e^(u-h), e^(-u-h)] + eps) (2m)^(-1/2), u = x W, h = |x|^2 / 2: x [...,D], W [D,m] -> [...,2m]
 Tensor favor_plus(const Tensor& x, const Tensor& W, double eps) {
-  const Tensor u = at::matmul(x, W), h = x.square().sum(-1, true) / 2;
-  return (at::cat({(u - h).exp(), (-u - h).exp()}, -1) + eps) / std::sqrt(2 * static_cast<double>(plain_extent(W, 1)));
+  const double factor = 1 / std::sqrt(2 * static_cast<double>(plain_extent(W, 1)));
+  return ops::projected_features(x, W.transpose(0, 1), {.map = ops::Projected::hyperbolic, .factor = factor, .eps = eps * factor}).phi;
 }
 
 /// x / divisor, where divisor is not 0.

@@ -29,7 +29,9 @@ void check_step(const char* form, const Function::Options& o) {
 layers::Drawn draw(const Function::Options& o, int64_t dim, const at::TensorOptions& options) {
   layers::Drawn drawn;
   const auto m = drawn_features(o);
-  if (m) drawn.projection = layers::draw_projection({.features = *m, .dim = dim, .orthogonal = o.orthogonal, .row_norm = o.row_norm}, options);
+  if (m)
+    drawn.projection =
+        layers::draw_projection({.features = *m, .dim = dim, .orthogonal = o.orthogonal, .row_norm = o.row_norm, .rotation = o.rotation}, options);
   if (o.features == FavorFeatures::cos_phase) drawn.phase = layers::draw_phase(*m, options);
   return drawn;
 }
@@ -81,6 +83,7 @@ Function::Options of_layer(const FavorMultiheadAttention::Options& o) {
           .nb_features = o.nb_features,
           .orthogonal = o.orthogonal,
           .row_norm = o.row_norm,
+          .rotation = o.rotation,
           .divide_by_root = o.divide_by_root,
           .normalize_data = o.normalize_data,
           .stabilizer = o.stabilizer,

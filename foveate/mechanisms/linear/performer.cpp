@@ -26,7 +26,8 @@ void check_step(const char* form, const Function::Options& o) {
 }
 
 Tensor draw(const Function::Options& o, int64_t dim, const at::TensorOptions& options) {
-  return layers::draw_projection({.features = o.nb_features, .dim = dim, .orthogonal = o.orthogonal, .row_norm = o.row_norm}, options);
+  return layers::draw_projection({.features = o.nb_features, .dim = dim, .orthogonal = o.orthogonal, .row_norm = o.row_norm, .rotation = o.rotation},
+                                 options);
 }
 
 /// The draw of a call: the given one, else a new one.
@@ -42,7 +43,7 @@ layers::Features features(const Function::Options& o, const Tensor& x, const Ten
 /// The sums before any key where s is added to each: a feature of the authors is sqrt(weight) of ours.
 layers::FeatureSums added_to_keys(const layers::Features& k, const Tensor& v, double s) {
   const Size B = extent(v, 0), Hk = extent(v, 1);
-  const int64_t F = plain_extent(k.u, -1);
+  const int64_t F = layers::width_of(k);
   return {.S = v.new_zeros_symint({B, Hk, F, extent(v, 3)}), .z = v.new_full_symint({B, Hk, F}, s / std::sqrt(k.weight)), .top = {}};
 }
 
@@ -65,6 +66,7 @@ Function::Options of_layer(const PerformerMultiheadAttention::Options& o) {
           .nb_features = o.nb_features,
           .orthogonal = o.orthogonal,
           .row_norm = o.row_norm,
+          .rotation = o.rotation,
           .scale = o.scale,
           .stabilizer = o.stabilizer,
           .eps = o.eps,

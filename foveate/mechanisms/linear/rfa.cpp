@@ -1,6 +1,7 @@
 #include <foveate/attention_formula.h>
 #include <foveate/init.h>
 #include <foveate/linear_attention.h>
+#include <foveate/projected_features.h>
 #include <foveate/rfa.h>
 
 #include <algorithm>
@@ -30,9 +31,9 @@ Tensor unit(const Tensor& x, double eps) {
 
 /// phi: x [B,H,N,D], W [H,m,D] -> [B,H,N,F]
 Tensor features(const Tensor& x, const Tensor& W, const Function::Options& o) {
-  const Tensor u = at::matmul(unit(x, o.norm_eps), W.transpose(-1, -2));  // [B,H,N,m]
-  const Tensor phi = o.feature_map == RFAFeatures::arccos ? u.relu() : at::cat({u.sin(), u.cos()}, -1);
-  return phi * o.feature_scale.value_or(1 / std::sqrt(static_cast<double>(plain_extent(W, 1))));
+  const double factor = o.feature_scale.value_or(1 / std::sqrt(static_cast<double>(plain_extent(W, 1))));
+  const auto map = o.feature_map == RFAFeatures::arccos ? ops::Projected::relu : ops::Projected::sin_cos;
+  return ops::projected_features(unit(x, o.norm_eps), W, {.map = map, .factor = factor}).phi;
 }
 
 /// What a token keeps of the memory, and how strongly it writes: [B,H,M]
