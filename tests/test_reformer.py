@@ -166,6 +166,7 @@ def test_agrees_with_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
         {"n_local_heads": 1, "causal": True},
         {"rehash_each_round": False, "n_local_heads": 1},
         {"full_attn_thres": 64, "causal": True},
+        {"rotary": True, "num_mem_kv": 8, "causal": True, "n_local_heads": 1},
     ],
     ids=str,
 )
@@ -179,7 +180,7 @@ def test_agrees_with_reformer_pytorch(options: dict[str, Any], masked: bool, mon
     called = {"n_local_heads": "n_local_attn_heads", "rotations_per_head": "random_rotations_per_head"}
     sizes: dict[str, Any] = {"bucket_size": 4, "n_hashes": 3}
     torch.manual_seed(0)
-    theirs = package.LSHSelfAttention(8, heads=4, **sizes, **{called.get(n, n): x for n, x in options.items()}).double()
+    theirs = package.LSHSelfAttention(8, heads=4, **sizes, **{called.get(n, n): x for n, x in options.items() if n != "rotary"}).double()
     ours = foveate.nn.LSHSelfAttention(embed_dim=8, num_heads=4, **sizes, **options, dtype=torch.float64)
     with torch.no_grad():
         for p in theirs.parameters():
@@ -190,7 +191,9 @@ def test_agrees_with_reformer_pytorch(options: dict[str, Any], masked: bool, mon
     one = torch.randn(2, 32, 8, dtype=torch.float64, requires_grad=True)
     other = one.detach().clone().requires_grad_()
     drawn.clear()
-    want = theirs(other, input_mask=real if masked else None)
+    angle = torch.arange(32.0, dtype=torch.float64)[:, None] * torch.tensor([1.0])  # channels are two
+    turns = {"pos_emb": torch.cat([angle.sin(), angle.cos()], -1)[None]} if options.get("rotary") else {}
+    want = theirs(other, input_mask=real if masked else None, **turns)
     got = ours(one, rotations=drawn[0] if drawn else None, mask=real if masked else None)
     torch.testing.assert_close(got[real], want[real], rtol=1e-10, atol=1e-10)
     cotangent = torch.randn(got.shape, dtype=got.dtype) * real[..., None]
