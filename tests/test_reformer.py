@@ -1,5 +1,7 @@
-"""Reformer: what is peculiar to it: the reversible stack, its draws, chunks that need not divide the length, agreement with transformers."""
+"""Reformer: what is peculiar to it: the reversible stack, its draws, chunks that need not divide the length, agreement with transformers and
+reformer-pytorch."""
 
+import importlib
 from typing import Any
 
 import pytest
@@ -90,7 +92,27 @@ def test_a_length_that_chunks_do_not_divide_is_as_if_padded(length: int) -> None
     torch.testing.assert_close(foveate.lsh_attention(qk, v, **how).out, want, rtol=1e-11, atol=1e-11)
 
 
-def test_agrees_with_transformers() -> None:
+def recorded_draws(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What torch.randn gives from now on, in float64."""
+    drawn: list[Tensor] = []
+    randn = torch.randn
+
+    def recorded(*args: Any, **kwargs: Any) -> Tensor:
+        made: Tensor = randn(*args, **kwargs | {"dtype": torch.float64})
+        drawn.append(made.detach())
+        return made
+
+    monkeypatch.setattr(torch, "randn", recorded)
+    return drawn
+
+
+def assert_same_gradients(theirs: torch.nn.Module, ours: Any, source: str) -> None:
+    expected, _ = renamed(sources(ours.form)[source], {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_agrees_with_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """ReformerModel with the same weights and rotations: outputs and gradients."""
     transformers = pytest.importorskip("transformers")
     from transformers.models.reformer import modeling_reformer
@@ -110,26 +132,60 @@ def test_agrees_with_transformers() -> None:
     state, unknown = renamed(sources(foveate._catalog.forms()["reformer"])["transformers"], model.state_dict())
     ours.load_state_dict(state)
     assert set(unknown) <= {"embeddings.word_embeddings.weight"}
-    drawn: list[Tensor] = []
-    randn = torch.randn
-
-    def recorded(*args: Any, **kwargs: Any) -> Tensor:
-        kwargs["dtype"] = torch.float64
-        made: Tensor = randn(*args, **kwargs)
-        drawn.append(made)
-        return made
-
     x = torch.randn(2, 24, 8, dtype=torch.float64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "randn", recorded)
-        theirs = model(inputs_embeds=x)[0]
+    drawn = recorded_draws(monkeypatch)
+    theirs = model(inputs_embeds=x)[0]
     assert len(drawn) == 2
     got = ours(x, rotations=torch.stack(drawn))
     torch.testing.assert_close(got, theirs, rtol=1e-9, atol=1e-9)
-    names = dict(model.named_parameters())
-    cotangent = torch.randn_like(got)
+    cotangent = torch.ones_like(got).cumsum(1).sin()
     theirs.backward(cotangent)
     got.backward(cotangent)
-    expected, _ = renamed(sources(foveate._catalog.forms()["reformer"])["transformers"], {n: p.grad for n, p in names.items() if p.grad is not None})
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+    assert_same_gradients(model, ours, "transformers")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": True, "allow_duplicate_attention": False, "rotations_per_head": True},
+        {"attend_across_buckets": False, "allow_duplicate_attention": False, "num_mem_kv": 8},
+        {"causal": True, "n_local_heads": 2, "num_mem_kv": 16, "one_value_head": True},
+        {"n_local_heads": 1, "causal": True},
+        {"rehash_each_round": False, "n_local_heads": 1},
+        {"full_attn_thres": 64, "causal": True},
+        {"rotary": True, "num_mem_kv": 8, "causal": True, "n_local_heads": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_agrees_with_reformer_pytorch(options: dict[str, Any], masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer with the same weights and rotations: outputs at real tokens and all gradients."""
+    package = pytest.importorskip("reformer_pytorch")
+    inside = importlib.import_module("reformer_pytorch.reformer_pytorch")
+    count = inside.chunked_sum  # pairs that meet; as integers their logarithm would be taken in float32
+    monkeypatch.setattr(inside, "chunked_sum", lambda *args, **kwargs: count(*args, **kwargs).double())
+    called = {"n_local_heads": "n_local_attn_heads", "rotations_per_head": "random_rotations_per_head"}
+    sizes: dict[str, Any] = {"bucket_size": 4, "n_hashes": 3}
+    torch.manual_seed(0)
+    theirs = package.LSHSelfAttention(8, heads=4, **sizes, **{called.get(n, n): x for n, x in options.items() if n != "rotary"}).double()
+    ours = foveate.nn.LSHSelfAttention(embed_dim=8, num_heads=4, **sizes, **options, dtype=torch.float64)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.normal_(std=0.6)
+    assert foveate.nn.load_published(ours, theirs.state_dict()) == "lucidrains/reformer-pytorch"
+    drawn = recorded_draws(monkeypatch)
+    real = torch.arange(32) < torch.tensor([[32], [21]]) if masked else torch.ones(2, 32, dtype=torch.bool)
+    one = torch.randn(2, 32, 8, dtype=torch.float64, requires_grad=True)
+    other = one.detach().clone().requires_grad_()
+    drawn.clear()
+    angle = torch.arange(32.0, dtype=torch.float64)[:, None] * torch.tensor([1.0])  # channels are two
+    turns = {"pos_emb": torch.cat([angle.sin(), angle.cos()], -1)[None]} if options.get("rotary") else {}
+    want = theirs(other, input_mask=real if masked else None, **turns)
+    got = ours(one, rotations=drawn[0] if drawn else None, mask=real if masked else None)
+    torch.testing.assert_close(got[real], want[real], rtol=1e-10, atol=1e-10)
+    cotangent = torch.randn(got.shape, dtype=got.dtype) * real[..., None]
+    got.backward(cotangent)
+    want.backward(cotangent)
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-10)
+    assert_same_gradients(theirs, ours, "lucidrains/reformer-pytorch")

@@ -11,7 +11,9 @@ namespace {
 
 using Arguments = PartitionArguments;
 
-std::tuple<Tensor> partition_attention_meta(const Arguments& c) { return c.q.new_empty_symint({extent(c.q, 0), extent(c.q, 1), extent(c.q, 2), extent(c.v, 3)}); }
+std::tuple<Tensor> partition_attention_meta(const Arguments& c) {
+  return c.q.new_empty_symint({extent(c.q, 0), extent(c.q, 1), extent(c.q, 2), extent(c.v, 3)});
+}
 
 // --- on the CPU --------------------------------------------------------------------------------------------------------------
 

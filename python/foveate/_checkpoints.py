@@ -152,6 +152,7 @@ def renamed(entries: tuple[Entry, ...], state: Mapping[str, Tensor]) -> tuple[di
 def problems(entries: tuple[Entry, ...], state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors under our names, and what keeps them from being exactly the wanted ones, in the source's names."""
     found, unknown = renamed(entries, state)
+    found = {name: x for name, x in found.items() if name in wanted or x.numel()}  # an empty one is as good as none
     wrong = [f"surplus {name}" for name in unknown]
     for name, x in wanted.items():
         made = _made_by(entries, name)

@@ -8,7 +8,7 @@ from foveate.compare.answer import answer
 from foveate.compare.contestants import SDPA, Contestant
 from foveate.compare.inputs import Sample, Size, Source
 from foveate.compare.measure import Error, Time
-from foveate.compare.results import SCHEMA, Comparison, Dropped, MapSheet, Panel, PhotoSheet, Pixel, Point, Report, Result, machine, now
+from foveate.compare.results import SCHEMA, Comparison, Dropped, MapSheet, Panel, PhotoSheet, Pixel, Point, Report, Result, Swept, machine, now
 
 LENGTHS = (256, 512, 1024)
 BASELINE = SDPA.name
@@ -79,7 +79,16 @@ def comparison() -> Comparison:
     settings = {"dtype": "float32", "rounds": 3, "seed": 0, "lengths": list(LENGTHS), "backward": True}
     panels = [panel(result("Fast", (2, 0.5, 0.25), 0.04, training=0.5))]
     left_out = [{"form": "odd_layer", "why": "needs an input of its own"}]
-    report = Report(SCHEMA, now(), {"foveate": "0", "torch": "0"}, machine(), settings, panels, left_out)
+    report = Report(
+        SCHEMA,
+        now(),
+        {"foveate": "0", "torch": "0"},
+        machine(),
+        settings,
+        panels,
+        left_out,
+        [Swept("Windows", "fast", "windows", "exact attention", 1024, [1, 2], [0.5, 0.25])],
+    )
     picture = {BASELINE: ["data:image/png;base64,"], "Fast": ["data:image/png;base64,"]}
     return Comparison(report, MapSheet(4, picture), PhotoSheet("data:image/jpeg;base64,", (4, 6), [Pixel("centre", 0.5, 0.5)], picture))
 

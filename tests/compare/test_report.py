@@ -83,6 +83,7 @@ def test_table_shows_every_contestant_with_its_numbers(capsys: pytest.CaptureFix
     (line,) = (line for line in out.splitlines() if line.strip().startswith("Fast"))
     assert re.split(r"\s{2,}", line.strip()) == ["Fast", "0.262 ±0.03", "0.25", "0.524 ±0.05", "0.50", "3.1 MB", "4 %", "N^-1.50", "362"]
     assert BASELINE in out
+    assert re.search(r"Windows +windows +1: 50 %, 2: 25 %", out)
     assert "not compared: odd_layer (needs an input of its own)" in out
 
 

@@ -1,4 +1,4 @@
-"""Informer: ProbSparse attention, the distilling encoder, several of them, the decoder's layer."""
+"""Informer: ProbSparse attention, the distilling encoder, several of them, the decoder's layer, the whole model."""
 
 import math
 from typing import Any
@@ -29,6 +29,21 @@ def _stack(s: Any, g: Any) -> Tensor:
     return torch.randint((s["N"] + 1) // 2, (3, s["N"], 3), generator=g)
 
 
+def _time(columns: int, rows: int) -> Maker:
+    """Months, days, weekdays, hours, quarters of an hour."""
+    return lambda s, g: torch.randint(1, 4, (s["B"], s["N"] if rows == 0 else rows, columns), generator=g).double()
+
+
+SERIES = {"B": 2, "N": 16, "L": 3, "T": 7}
+MODEL = {"enc_in": 3, "dec_in": 2, "c_out": 2, **LAYER}
+SERIES_MADE: Any = {
+    "x": lambda s, g: torch.randn(s["B"], s["N"], 3, generator=g, dtype=torch.float64),
+    "start": lambda s, g: torch.randn(s["B"], s["L"], 2, generator=g, dtype=torch.float64),
+    "time": _time(4, 0),
+    "target_time": _time(4, 7),
+    "index_sample": _layers,
+    "decoder_sample": lambda s, g: torch.randint(s["T"], (1, s["T"], 3), generator=g),
+}
 FIXED: Any = {"length": (), "lengths_fixed": "the number of active queries is a logarithm of the length"}
 
 CASES = [
@@ -49,6 +64,14 @@ CASES = [
          gradcheck={"B": 1, "N": 5, "M": 3}, **FIXED),
     Case("informer_decoder_layer", X, {**LAYER, "mix": False}, given=("index_sample",), make={"index_sample": _sample(3, keys="N")},
          gradcheck={"B": 1, "N": 5, "M": 3}, **FIXED),
+    Case("informer", SERIES, MODEL, given=("index_sample", "decoder_sample"), make=SERIES_MADE, gradcheck={"B": 1, "N": 6}, **FIXED),
+    Case("informer", SERIES, {**MODEL, "encoder_layers": [2, 1], "time_kind": "learned", "time_columns": 5, "mix": False},
+         given=("index_sample", "decoder_sample"), gradcheck={"B": 1, "N": 6}, **FIXED,
+         make=SERIES_MADE | {"time": _time(5, 0), "target_time": _time(5, 7), "index_sample": _stack}),
+    Case("informer", SERIES, {**MODEL, "time_kind": "fixed", "encoder_layers": [1], "decoder_layers": 2, "activation": "relu"},
+         given=("index_sample", "decoder_sample"), gradcheck={"B": 1, "N": 5}, **FIXED,
+         make=SERIES_MADE | {"index_sample": _sample(3, 1, keys="N"),
+                             "decoder_sample": lambda s, g: torch.randint(s["T"], (2, s["T"], 3), generator=g)}),
 ]  # fmt: skip
 
 SOURCE = "zhouhaoyi/Informer2020"

@@ -1,4 +1,4 @@
-"""Routing Transformer: attention within clusters, where centroids start, the layer with local and routed heads."""
+"""Routing Transformer: attention within clusters, where centroids start, the layer with local and routed heads, the model."""
 
 from typing import Any
 
@@ -11,6 +11,8 @@ QKV = {"B": 2, "H": 2, "N": 12, "M": 12, "D": 4, "Dv": 3, "C": 3, "m": 2}
 SMALL = {"B": 1, "N": 5, "M": 5}
 X = {"B": 2, "N": 12, "M": 9, "E": 8}
 LAYER = {"embed_dim": 8, "num_heads": 4, "num_clusters": 3, "window_size": 4, "local_window_size": 3, "commitment": 0.1}
+MODEL = {"vocab_size": 7, "embed_dim": 4, "depth": 2, "num_heads": 2, "num_clusters": 3, "window_size": 4, "local_window_size": 3}
+IDS: Any = {"ids": lambda s, g: torch.randint(7, (s["B"], s["N"]), generator=g)}
 EVERY: Any = {"exported_from": 6}  # shorter than the window is another graph
 CUT: Any = EVERY | {"cut": "centroids are constants, as published"}
 
@@ -28,6 +30,10 @@ CASES = [
     Case("routing_self_attention", X, {**LAYER, "num_mem_kv": 2, "rotary_global": False, "bias": True}, given=("context", "context_mask"),
          gradcheck={"B": 1, "N": 5, "M": 4}, **EVERY),
     Case("routing_self_attention", X, {**LAYER, "local_heads": 4, "local_radius": 2, "rotary_local": False}, name="local",
+         gradcheck={"B": 1, "N": 5}, **EVERY),
+    Case("routing_transformer", {"B": 2, "N": 12}, {**MODEL, "local_heads": [1, 0], "causal": True}, given=("mask",), make=IDS,
+         gradcheck={"B": 1, "N": 5}, **EVERY),
+    Case("routing_transformer", {"B": 2, "N": 12}, {**MODEL, "local_heads": [2], "tie_embedding": True}, make=IDS, name="local",
          gradcheck={"B": 1, "N": 5}, **EVERY),
 ]  # fmt: skip
 

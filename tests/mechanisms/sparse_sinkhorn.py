@@ -1,4 +1,4 @@
-"""Sparse Sinkhorn attention: sorted buckets and the own one, SortCut, causal."""
+"""Sparse Sinkhorn attention: sorted buckets and the own one, SortCut, causal, the model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +25,8 @@ HEADS = {"num_heads": 2, "head_dim": 4, "bucket_size": 4}
 CAUSAL = {**HEADS, "num_heads": 3}
 X = {"B": 2, "N": 14, "E": 8}
 LAYER = {"embed_dim": 8, "num_heads": 2, "bucket_size": 4}
+MODEL = {"vocab_size": 7, "embed_dim": 8, "depth": 2, "num_heads": 2, "bucket_size": 4, "max_len": 5000}
+IDS: Any = {"ids": lambda s, g: torch.randint(7, (s["B"], s["N"]), generator=g)}
 SMALL = {"B": 1, "N": 5, "M": 5}
 SEED: Any = {"dropout_seed": lambda s, g: torch.tensor(7)}
 MAKE: Any = {"gumbel": _gumbel, "key_mask": random_mask("M"), "query_mask": random_mask("N")} | SEED
@@ -58,6 +60,9 @@ CASES = [
     Case("sinkhorn_self_attention", {**X, "N": 8}, {**LAYER, "sort_net": "simple", "max_buckets": 2, "non_permutative": False,
          "attention_dropout": 0.2},
          given=("gumbel", "dropout_seed"), make={"gumbel": lambda s, g: _gumbel({**s, "M": s["N"], "H": 2}, g)} | SEED, **FIXED, gradcheck={"B": 1}),
+    Case("sinkhorn_transformer", {"B": 2, "N": 14}, {**MODEL, "causal": True, "n_local_attn_heads": 1}, make=IDS, causal=True, gradcheck=SMALL),
+    Case("sinkhorn_transformer", {"B": 2, "N": 14}, {**MODEL, "head_dim": 3, "n_top_buckets": 1}, given=("key_mask",), make=IDS | CAUSAL_MAKE, **TWO,
+         gradcheck=SMALL),
 ]  # fmt: skip
 
 

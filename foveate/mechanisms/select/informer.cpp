@@ -48,6 +48,11 @@ ProbSparseAttention::Outputs ProbSparseAttention::forward(const Options& o, cons
 
 FOVEATE_MECHANISM(ProbSparseAttention)
 
+Tensor detail::circular(const layers::Convolution& conv, const Tensor& x) {
+  const Tensor around = at::cat({x.narrow_symint(1, extent(x, 1) - 1, 1), x, x.narrow(1, 0, 1)}, 1);
+  return conv(around.transpose(1, 2));
+}
+
 // --- layers ------------------------------------------------------------------------------------------------------------------
 
 namespace {
@@ -73,8 +78,7 @@ Tensor added(const auto& o, const layers::LayerNorm& norm, const Tensor& x, cons
 
 /// x [B,N,E] -> [B,floor((N-1)/2)+1,E]
 Tensor distilled(const InformerEncoder::Options& o, const InformerDistilling& p, const Tensor& x, bool training) {
-  const Tensor around = at::cat({x.narrow_symint(1, extent(x, 1) - 1, 1), x, x.narrow(1, 0, 1)}, 1);
-  const Tensor y = at::elu(p.norm(p.conv(around.transpose(1, 2)), training, o.batch_norm_momentum, o.batch_norm_eps));
+  const Tensor y = at::elu(p.norm(detail::circular(p.conv, x), training, o.batch_norm_momentum, o.batch_norm_eps));
   return at::max_pool2d(y.unsqueeze(2), {1, 3}, {1, 2}, {0, 1}).squeeze(2).transpose(1, 2);  // max_pool1d refuses symbolic lengths
 }
 

@@ -31,6 +31,9 @@ void informer_layer_fields(auto& o, auto&& f) {
   f("dropout", o.dropout, "probability of dropping what sublayers add, in training (authors' code: 0.05)");
   f("layer_norm_eps", o.layer_norm_eps, "added to the variance (1e-5)");
 }
+
+/// A convolution over the rows of x [B,N,C] as a ring: [B,E,N]
+Tensor circular(const layers::Convolution& conv, const Tensor& x);
 }  // namespace detail
 
 /// The bare function.

@@ -7,22 +7,32 @@
 #include <foveate/op.h>
 #include <foveate/reformer.h>
 #include <foveate/reversible.h>
+#include <foveate/rotary.h>
 #include <foveate/sparse_attention.h>
 
 #include <algorithm>
 
 namespace foveate {
-namespace {
 
-/// The score of a token before itself: seen, but a last resort.
-double itself(ReformerVariant variant) { return variant == ReformerVariant::l2norm ? -5e4 : -1e5; }
-
-/// Queries as keys, scores scaled within.
-Tensor as_keys(const Tensor& qk, ReformerVariant variant) {
+Tensor detail::reformer_keys(const Tensor& qk, ReformerVariant variant) {
   const double scale = default_scale(qk);
   if (variant == ReformerVariant::l2norm) return qk / at::linalg_vector_norm(qk, 2, at::IntArrayRef{-1}, true).clamp_min(1e-12) * scale;
   return qk * (qk.square().mean(-1, true) + 1e-6).rsqrt() * scale;
 }
+
+double detail::reformer_self_score(ReformerVariant variant) { return variant == ReformerVariant::l2norm ? -5e4 : -1e5; }
+
+void detail::check_reformer_buckets(const char* form, const char* option, const std::vector<int64_t>& counts) {
+  for (const int64_t count : counts) {
+    TORCH_CHECK_VALUE(count > 0 && count % 2 == 0, form, ": ", option, " must be even numbers, got ", count);
+  }
+}
+
+namespace {
+
+using detail::check_reformer_buckets;
+using detail::reformer_keys;
+using detail::reformer_self_score;
 
 /// One attention by hashing: what it reads, and what it draws.
 struct Call {
@@ -30,6 +40,7 @@ struct Call {
   optional<Tensor> rotations, seed, mask;
   Size queries;                 // tokens that ask; the others are keys alone
   ops::Attention dropout = {};  // what says how weights are dropped
+  bool rotary = false;          // queries are turned by their positions, once hashed
 };
 
 Call call_of(const LSHAttention::Options& o, const LSHAttention::Inputs& in) {
@@ -59,10 +70,16 @@ ops::ClusterAttention rules(const LSHAttention::Options& o, const Call& call) {
           .query_mask = is_unit(o) ? call.mask : std::nullopt,
           .causal = o.causal,
           .causal_keys = call.queries,
-          .self_score = itself(o.variant),
+          .self_score = reformer_self_score(o.variant),
           .scale = 1,
           .dropout_seed = call.dropout.dropout_seed,
           .dropout = call.dropout.dropout};
+}
+
+/// The first N of x [B,H,M,D] turned by their positions.
+Tensor turned(const Tensor& x, const Size& N) {
+  const Tensor first = positions::rotate(x.narrow_symint(2, 0, N), 0, {.interleaved = true});
+  return at::cat({first, x.narrow_symint(2, N, extent(x, 2) - N)}, 2);
 }
 
 /// Chunks of the sorted line, each with its neighbours, the last before the first; each token's rounds in one softmax.
@@ -77,11 +94,12 @@ Tensor by_buckets(const LSHAttention::Options& o, const Call& call, const Tensor
   if (!o.attend_across_buckets) how.label = line.label;
   if (!o.allow_duplicate_attention) how.meetings = line.meetings;
   how.merged = true;
-  return ops::cluster_attention(call.qk, as_keys(call.qk, o.variant), call.v, how).out.narrow_symint(2, 0, call.queries);
+  const Tensor qk = call.rotary ? turned(call.qk, call.queries) : call.qk;
+  return ops::cluster_attention(qk, reformer_keys(qk, o.variant), call.v, how).out.narrow_symint(2, 0, call.queries);
 }
 
 Tensor in_full(const LSHAttention::Options& o, const Call& call) {
-  return ops::cluster_attention(call.qk, as_keys(call.qk, o.variant), call.v, rules(o, call)).out.narrow_symint(2, 0, call.queries);
+  return ops::cluster_attention(call.qk, reformer_keys(call.qk, o.variant), call.v, rules(o, call)).out.narrow_symint(2, 0, call.queries);
 }
 
 LSHAttention::Outputs attend(const LSHAttention::Options& o, Call call) {
@@ -94,12 +112,6 @@ LSHAttention::Outputs attend(const LSHAttention::Options& o, Call call) {
   return {.out = by_buckets(o, call, buckets), .buckets = buckets};
 }
 
-void check_factors(const char* form, const char* option, const std::vector<int64_t>& counts) {
-  for (const int64_t count : counts) {
-    TORCH_CHECK_VALUE(count > 0 && count % 2 == 0, form, ": ", option, " must be even numbers, got ", count);
-  }
-}
-
 }  // namespace
 
 // --- the bare function -------------------------------------------------------------------------------------------------------
@@ -109,7 +121,7 @@ void LSHAttention::check(const Options& o) {
                     o.n_hashes);
   TORCH_CHECK_VALUE(o.chunks_before >= 0 && o.chunks_after >= 0, "lsh_attention: chunks_before and chunks_after must not be negative, got ",
                     o.chunks_before, " and ", o.chunks_after);
-  check_factors("lsh_attention", "n_buckets", o.n_buckets);
+  check_reformer_buckets("lsh_attention", "n_buckets", o.n_buckets);
   const bool unit = o.variant == ReformerVariant::l2norm;
   TORCH_CHECK_VALUE(unit || (o.allow_duplicate_attention && o.attend_across_buckets && o.rehash_each_round),
                     "lsh_attention: allow_duplicate_attention, attend_across_buckets and rehash_each_round must be True for rmsnorm");
@@ -168,7 +180,7 @@ Tensor LSHSelfAttention::forward(const Options& o, const Parameters& p, const In
   if (local > 0) {  // they see the sequence alone, and padding not even itself
     const auto mine = [&](const Tensor& x) { return x.narrow(1, 0, local).narrow_symint(2, 0, N); };
     const int64_t window = 2 * o.bucket_size;
-    heads.push_back(ops::cluster_attention(mine(qk), as_keys(mine(qk), ReformerVariant::l2norm), mine(v),
+    heads.push_back(ops::cluster_attention(mine(qk), reformer_keys(mine(qk), ReformerVariant::l2norm), mine(v),
                                            {.q_size = window,
                                             .k_size = window,
                                             .before = 1,
@@ -176,7 +188,7 @@ Tensor LSHSelfAttention::forward(const Options& o, const Parameters& p, const In
                                             .key_mask = in.mask,
                                             .query_mask = in.mask,
                                             .causal = o.causal,
-                                            .self_score = itself(ReformerVariant::l2norm),
+                                            .self_score = reformer_self_score(ReformerVariant::l2norm),
                                             .self_seen = false,
                                             .scale = 1,
                                             .dropout_seed = dropout.dropout_seed,
@@ -188,7 +200,9 @@ Tensor LSHSelfAttention::forward(const Options& o, const Parameters& p, const In
     optional<Tensor> mask = in.mask;
     if (mask && p.mem_kv) mask = at::cat({*mask, at::ones_symint({extent(in.x, 0), extent(*p.mem_kv, 1)}, mask->options())}, 1);
     heads.push_back(
-        attend(o.hashed(), {.qk = mine(qk), .v = mine(v), .rotations = in.rotations, .mask = mask, .queries = N, .dropout = dropout}).out);
+        attend(o.hashed(),
+               {.qk = mine(qk), .v = mine(v), .rotations = in.rotations, .mask = mask, .queries = N, .dropout = dropout, .rotary = o.rotary})
+            .out);
   }
   return layers::dropout(p.out(merge_heads(at::cat(heads, 1))), o.dropout, std::nullopt, training);
 }
@@ -239,7 +253,7 @@ LSHAttention::Options ReformerLSHSelfAttention::Options::hashed() const {
 
 void ReformerLSHSelfAttention::check(const Options& o) {
   check_chunks("reformer_lsh_self_attention", o);
-  check_factors("reformer_lsh_self_attention", "num_buckets", o.num_buckets);
+  check_reformer_buckets("reformer_lsh_self_attention", "num_buckets", o.num_buckets);
   TORCH_CHECK_VALUE(o.num_hashes > 0, "reformer_lsh_self_attention: num_hashes must be positive, got ", o.num_hashes);
 }
 

@@ -25,6 +25,14 @@ enum class ReformerVariant {
 };
 template <> inline constexpr auto names<ReformerVariant> = std::array<std::string_view, 2>{"l2norm", "rmsnorm"};
 
+namespace detail {
+/// Queries [...,D] as keys, scores scaled within.
+Tensor reformer_keys(const Tensor& qk, ReformerVariant variant);
+/// The score of a token before itself: seen, but a last resort.
+double reformer_self_score(ReformerVariant variant);
+void check_reformer_buckets(const char* form, const char* option, const std::vector<int64_t>& counts);
+}  // namespace detail
+
 /// The bare function.
 struct FOVEATE_API LSHAttention {
   static constexpr Form form{.card = &reformer,
@@ -110,6 +118,7 @@ assert layer(torch.randn(2, 32, 32)).shape == (2, 32, 32))"};
     bool attend_across_buckets = true;
     bool rotations_per_head = false;
     bool rehash_each_round = true;
+    bool rotary = false;
     int64_t full_attn_thres = 0;
     double dropout = 0;
     double attention_dropout = 0;
@@ -127,6 +136,9 @@ assert layer(torch.randn(2, 32, 32)).shape == (2, 32, 32))"};
       f("attend_across_buckets", attend_across_buckets, "a chunk's keys of other buckets are seen (True)");
       f("rotations_per_head", rotations_per_head, "a rotation is drawn for each head (False)");
       f("rehash_each_round", rehash_each_round, "rounds have rotations of their own (True)");
+      f("rotary", rotary,
+        "once hashed, queries of the sequence are turned by their positions, neighbouring channels together; not those of local heads and of full "
+        "attention (reformer-pytorch's model: True, where it has no other positions)");
       f("full_attn_thres", full_attn_thres, "shorter sequences are attended in full (0)");
       f("dropout", dropout, "probability of dropping entries of the result, in training (0)");
       f("attention_dropout", attention_dropout, "probability of dropping attention weights, in training (0)");

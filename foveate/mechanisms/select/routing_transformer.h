@@ -25,6 +25,13 @@ void routing_fields(auto& o, auto&& f) {
   f("ema_decay", o.ema_decay, "how much of a centroid stays when it moves (package: 0.999)");
   f("eps", o.eps, "added to the number of a token's clusters (package: 1e-5)");
 }
+void routing_layer_fields(auto& o, auto&& f) {
+  f("shared_qk", o.shared_qk, "queries of routed heads are their keys, too (package: as causal)");
+  f("num_mem_kv", o.num_mem_kv, "learned keys and values of each cluster (package: 0, but 1 or more where causal and not shared)");
+  f("local_radius", o.local_radius, "blocks that a block of the local heads sees before it, and behind it where not causal (package: 1)");
+  f("rotary_local", o.rotary_local, "queries and keys of local heads are turned by their positions, halves of channels together (package: True)");
+  f("rotary_global", o.rotary_global, "queries, keys and values of routed heads are turned, neighbouring channels together (package: True)");
+}
 }  // namespace detail
 
 /// The bare function.
@@ -137,12 +144,8 @@ assert out.shape == x.shape)"};
       f("local_heads", local_heads, "how many of them are local, the first (package: 0)");
       f("num_clusters", num_clusters, "centroids C of each routed head (package: the longest sequence over window_size)");
       detail::routing_fields(*this, f);
-      f("shared_qk", shared_qk, "queries of routed heads are their keys, too (package: as causal)");
-      f("num_mem_kv", num_mem_kv, "learned keys and values of each cluster (package: 0, but 1 or more where causal and not shared)");
+      detail::routing_layer_fields(*this, f);
       f("local_window_size", local_window_size, "tokens of a block of the local heads (package: 256)");
-      f("local_radius", local_radius, "blocks that it sees before it, and behind it where not causal (package: 1)");
-      f("rotary_local", rotary_local, "queries and keys of local heads are turned by their positions, halves of channels together (package: True)");
-      f("rotary_global", rotary_global, "queries, keys and values of routed heads are turned, neighbouring channels together (package: True)");
       f("dropout", dropout, "probability of dropping entries of the result, in training (package: 0)");
       f("bias", bias, "the output projection has a bias (package: False)");
     }

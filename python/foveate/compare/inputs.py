@@ -67,7 +67,7 @@ def text_sources(path: Path | None, layer: int, longest: int) -> list[Source]:
     """What a MiniLM layer reads of a text file (None: the text that comes with Python): q, k and v, and its vectors."""
     if not 0 <= layer < minilm.LAYERS:
         raise UserError(f"--layer must be from 0 to {minilm.LAYERS - 1}, got {layer}")
-    text = _python_reference() if path is None else _read_text(path)
+    text = python_reference() if path is None else _read_text(path)
     subject = "the Python language reference" if path is None else "your text"
     encoder = minilm.MiniLM()
     window = minilm.POSITIONS - 2
@@ -191,7 +191,7 @@ def _must_exist(path: Path) -> None:
         raise UserError(f"no such file: {path}")
 
 
-def _python_reference() -> str:
+def python_reference() -> str:
     """The Python language reference as `help()` prints it: some hundred thousand words of technical prose."""
     from pydoc_data.topics import topics
 

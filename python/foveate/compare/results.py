@@ -6,7 +6,7 @@ import datetime
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,19 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Swept:
+    """How the error of an approximation falls with one setting."""
+
+    name: str
+    slug: str
+    setting: str  # what the values are: rounds, clusters
+    against: str  # what the error is a distance from
+    length: int
+    values: list[int]
+    errors: list[float]  # relative
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything `foveate compare` found."""
 
@@ -87,6 +100,7 @@ class Report:
     settings: Mapping[str, Any]
     panels: list[Panel]
     not_compared: list[Mapping[str, str]]  # forms of the catalogue left out: "form" and "why"
+    sweeps: list[Swept] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The documented form."""

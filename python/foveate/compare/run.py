@@ -14,6 +14,7 @@ from foveate.compare.inputs import Source
 from foveate.compare.panel import run_panel, work
 from foveate.compare.results import SCHEMA, Comparison, MapSheet, PhotoSheet, Pixel, Report, machine, now
 from foveate.compare.settings import Settings, Watcher
+from foveate.compare.sweeps import run_sweeps
 
 __all__ = ["Settings", "Watcher", "compare", "total_work"]
 MAP_POSITIONS = 128
@@ -39,6 +40,7 @@ def compare(sources: Sequence[Source], settings: Settings, mechanisms: Sequence[
     try:
         taking = [(source, _for(source, contestants)) for source in sources]
         panels = [run_panel(source, takers, settings, watcher) for source, takers in taking if takers]
+        attended = [source for source in sources if source.kind == "qkv"]
         report = Report(
             schema=SCHEMA,
             created=now(),
@@ -47,6 +49,7 @@ def compare(sources: Sequence[Source], settings: Settings, mechanisms: Sequence[
             settings=asdict(settings),
             panels=panels,
             not_compared=[{"form": form, "why": why} for form, why in left_out],
+            sweeps=[swept for source in attended for swept in run_sweeps(source, mechanisms, settings)],
         )
         return Comparison(report, _map_sheet(sources, contestants, settings), _photo_sheet(sources, contestants, settings))
     finally:

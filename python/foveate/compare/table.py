@@ -25,6 +25,9 @@ def show(report: Report, console: Console) -> None:
         console.print(_table(panel, console.width))
         for sentence in panel.answer:
             console.print(Text(sentence, style="bold" if sentence is panel.answer[0] else ""))
+    if report.sweeps:
+        console.print()
+        console.print(_sweeps(report))
     load, cores = report.machine["load"], report.machine["cores"]
     if load is not None and load > BUSY * cores:
         console.print(Text(f"the machine was busy (load {load} on {cores} cores): times may mislead", style="yellow"))
@@ -120,4 +123,27 @@ def _ratio_text(time: Time | None) -> str:
 def _error_text(error: Error | None) -> str:
     if error is None:
         return ""
-    return "< 0.01 %" if error.relative < 1e-4 else f"{100 * error.relative:.3g} %"
+    return _percent(error.relative)
+
+
+def _percent(share: float) -> str:
+    return "< 0.01 %" if share < 1e-4 else f"{100 * share:.3g} %"
+
+
+def _sweeps(report: Report) -> Table:
+    """One row for each setting; what the error is a distance from is said where it is not exact attention."""
+    table = Table(
+        title=f"Error against what is spent, N = {report.sweeps[0].length}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
+        collapse_padding=True,
+    )
+    for heading in ("mechanism", "setting", "error"):
+        table.add_column(heading, overflow="fold")
+    for swept in report.sweeps:
+        errors = ", ".join(f"{value}: {_percent(error)}" for value, error in zip(swept.values, swept.errors, strict=True))
+        table.add_row(swept.name, swept.setting, errors if swept.against == "exact attention" else f"{errors}, from {swept.against}")
+    return table

@@ -10,6 +10,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 headline();
 report.panels.forEach(showPanel);
+if (report.sweeps.length) showSweeps();
 notes();
 
 function headline() {
@@ -225,6 +226,18 @@ function pictures(charts, panel, all, {title, text, options: [of, options], draw
   show(options[0]);
   charts.append(make("div", {class: "card", style: "grid-column: 1 / -1"}, make("h3", {}, title), make("p", {class: "soft"}, text),
     make("div", {class: "bar"}, choice(of, options, options[0], show), make("span", {class: "scale"}, "negative", make("i"), "strong")), grid));
+}
+
+// --- settings ----------------------------------------------------------------------------------------------------------------
+
+function showSweeps() {
+  const share = (error) => error < 1e-4 ? "< 0.01 %" : `${Number((100 * error).toPrecision(3))} %`;
+  const rows = report.sweeps.map((swept) => make("tr", {}, make("th", {scope: "row"}, swept.name), make("td", {}, swept.setting),
+    make("td", {}, swept.values.map((value, index) => `${value}: ${share(swept.errors[index])}`).join(", ")), make("td", {}, swept.against)));
+  const head = make("thead", {}, make("tr", {}, ...["Mechanism", "Setting", "Error", "From"].map((name) => make("th", {scope: "col"}, name))));
+  document.getElementById("panels").append(make("section", {}, make("h2", {}, "Error against what is spent"),
+    make("p", {class: "soft"}, `Relative distance at N = ${report.sweeps[0].length}, one setting of each mechanism from cheap to dear.`),
+    make("div", {class: "table", tabindex: 0, role: "region", "aria-label": "Settings"}, make("table", {}, head, make("tbody", {}, ...rows)))));
 }
 
 // --- notes -------------------------------------------------------------------------------------------------------------------
