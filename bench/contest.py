@@ -72,25 +72,33 @@ def duels(
     """The program: reads the command line, runs each duel, prints the table and the geometric mean."""
     given = _given(parser)
     table = _table(f"forward and backward, float32, {sizes}", given, ("peer ms", "foveate ms", "times faster", "peer MB", "foveate MB"))
-    ratios = []
-    for make in track(list(makers(given)), description="measuring", console=Console(stderr=True)):
-        duel = make()
-        if given.only.lower() not in duel.name.lower():
-            continue
-        outs = [side(*duel.inputs).detach() for side in (duel.theirs, duel.ours)]
-        if duel.same and not torch.allclose(*outs, rtol=tolerance, atol=tolerance * outs[0].abs().max().item()):
-            sys.exit(f"{duel.name}: the two differ by {(outs[0] - outs[1]).abs().max():.2e}")
-        cotangent = torch.randn_like(outs[0])
-        calls = {name: both(*side, duel.inputs, cotangent) for name, side in _sides(duel).items()}
-        memory = {name: peak_extra_bytes(call) / 1e6 for name, call in calls.items()}
-        times = interleaved_times(calls, "ours", given.rounds, seed=0)
-        ratio = times["theirs"].ratio or math.nan
-        ratios.append(ratio)
-        cells = (times["theirs"].median_ms, times["ours"].median_ms)
-        table.add_row(duel.name, *(f"{ms:.1f}" for ms in cells), f"{ratio:.2f}", f"{memory['theirs']:.0f}", f"{memory['ours']:.0f}")
+    ratios: list[float] = []
+    try:
+        for make in track(list(makers(given)), description="measuring", console=Console(stderr=True)):
+            duel = make()
+            if given.only.lower() in duel.name.lower():
+                cells, ratio = _fought(duel, given.rounds, tolerance)
+                table.add_row(duel.name, *cells)
+                ratios.append(ratio)
+    except KeyboardInterrupt:
+        print("interrupted: what was measured until now", file=sys.stderr)
     Console().print(table)
     if ratios:
         print(f"geometric mean of {len(ratios)}: {statistics.geometric_mean(ratios):.2f} times faster, least {min(ratios):.2f}")
+
+
+def _fought(duel: Duel, rounds: int, tolerance: float) -> tuple[list[str], float]:
+    """The cells of a row, and how many times faster we are."""
+    outs = [side(*duel.inputs).detach() for side in (duel.theirs, duel.ours)]
+    if duel.same and not torch.allclose(*outs, rtol=tolerance, atol=tolerance * outs[0].abs().max().item()):
+        sys.exit(f"{duel.name}: the two differ by {(outs[0] - outs[1]).abs().max():.2e}")
+    cotangent = torch.randn_like(outs[0])
+    calls = {name: both(*side, duel.inputs, cotangent) for name, side in _sides(duel).items()}
+    memory = {name: peak_extra_bytes(call) / 1e6 for name, call in calls.items()}
+    times = interleaved_times(calls, "ours", rounds, seed=0)
+    ratio = times["theirs"].ratio or math.nan
+    cells = [f"{times[side].median_ms:.1f}" for side in ("theirs", "ours")]
+    return [*cells, f"{ratio:.2f}", f"{memory['theirs']:.0f}", f"{memory['ours']:.0f}"], ratio
 
 
 def _sides(duel: Duel) -> dict[str, tuple[Callable[..., Tensor], list[nn.Parameter]]]:

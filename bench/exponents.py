@@ -81,9 +81,7 @@ def growths() -> Iterator[Growth]:
         layer("KroneckerAttention", square, in_channels=C, num_heads=2, head_dim=16, variant="kv"),
         lambda n: n * C * (C + 2 * n**0.5),
     )
-    yield Growth(
-        "memory-compressed", lengths, layer("MemoryCompressedAttention", sequence, **size), lambda n: n * E * (4 * E + 2 * n / 3), maps=False
-    )
+    yield Growth("memory-compressed", lengths, layer("MemoryCompressedAttention", sequence, **size), compressed, maps=False)
     yield Growth("lambda-networks", sides, layer("LambdaLayer", square, in_channels=C, r=7), float)
     yield Growth("gcnet", (64, 96, 128, 192), layer("GlobalContextBlock", square, in_channels=C), float)
     yield Growth("emanet", sides, layer("EMAU", square, in_channels=C), float)

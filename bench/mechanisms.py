@@ -2,7 +2,7 @@
 
 Forward and backward together, of inputs and weights, in float32, in turns within each round; the two must agree before they are measured.
 The last columns say how much memory each holds at once beyond what it was given. The last line is the geometric mean over the rows. With
---exact every mechanism that takes queries, keys and values at N=4096 runs beside torch's exact attention instead.
+--exact every mechanism on sequences runs at N=4096 beside exact attention instead: on queries, keys and values torch's, as a layer ours.
 
     python bench/mechanisms.py [--threads 1] [--rounds 5] [--only Criss] [--exact | --packages]
 
@@ -135,17 +135,20 @@ def _nystromformer(options: dict[str, Any]) -> nn.Module:
 
 
 def beside_exact() -> Iterator[Callable[[], Duel]]:
-    """Each contestant of `foveate compare` on queries, keys and values beside torch's exact attention."""
-    size = Size(N, HEADS, E // HEADS)
-    qkv = tuple(torch.randn(1, HEADS, N, E // HEADS) for _ in range(3))
-    for contestant in choose(["qkv"], None)[0]:
-        if not contestant.baseline:
-            yield lambda each=contestant: _beside(each, size, qkv)  # type: ignore[misc]
+    """Each contestant of `foveate compare` beside exact attention: torch's on queries, keys and values, the layer on vectors."""
+    heads, vectors = (1, HEADS, N, E // HEADS), (1, N, E)
+    for kind, size, shapes in (("qkv", Size(N, HEADS, E // HEADS), (heads,) * 3), ("vectors", Size(N, HEADS, E), (vectors,))):
+        chosen = choose([kind], None)[0]
+        exact = SDPA if kind == "qkv" else next(each for each in chosen if each.baseline)
+        for contestant in chosen:
+            if not contestant.baseline:
+                yield partial(_beside, contestant, exact, size, shapes)
 
 
-def _beside(contestant: Any, size: Size, qkv: tuple[Tensor, ...]) -> Duel:
-    ours, exact = (each.build(size, torch.float32) for each in (contestant, SDPA))
-    return Duel(contestant.name, exact, ours, qkv, ([], list(ours.parameters())), same=False)
+def _beside(contestant: Any, exact: Any, size: Size, shapes: tuple[tuple[int, ...], ...]) -> Duel:
+    ours, theirs = (each.build(size, torch.float32) for each in (contestant, exact))
+    weights = [list(each.parameters()) if isinstance(each, nn.Module) else [] for each in (theirs, ours)]
+    return Duel(contestant.name, theirs, ours, tuple(torch.randn(shape) for shape in shapes), (weights[0], weights[1]), same=False)
 
 
 def main() -> None:
