@@ -108,20 +108,49 @@ def rivals() -> Iterator[Callable[[], Duel]]:
     options = {"dim": MAP[1], "num_heads": HEADS, "dim_index": 1}
     yield from rival("axial-attention", "AxialAttention", {**channels, "dim_index": 1}, "AxialAttention", MAP, **options)
 
+    yield from rivals_that_select(sequence)
 
-def rival(package: str, cls: str, given: dict[str, Any], form: str, shape: tuple[int, ...], **options: Any) -> Iterator[Callable[[], Duel]]:
+
+def rivals_that_select(sequence: tuple[int, ...]) -> Iterator[Callable[[], Duel]]:
+    """Packages that hash, sort or look up. What they draw is drawn anew in each call: only where nothing is drawn must both agree."""
+    given = {"dim": E, "heads": HEADS, "bucket_size": 64, "n_hashes": 4}
+    hashing = {"bucket_size": 64, "n_hashes": 4}
+    yield from rival("reformer-pytorch", "LSHSelfAttention", given, "LSHSelfAttention", sequence, same=False, **hashing, **LAYER)
+    given = {"dim": E, "heads": HEADS, "bucket_size": 64, "max_seq_len": N}
+    options = {"bucket_size": 64, "max_buckets": N // 64}
+    yield from rival("sinkhorn-transformer", "SinkhornSelfAttention", given, "SinkhornSelfAttention", sequence, same=False, **options, **LAYER)
+    given = {"dim": E, "depth": 1, "max_seq_len": N, "heads": HEADS, "window_size": 64, "local_attn_heads": 0}
+    options = {"num_clusters": N // 64, "window_size": 64, "shared_qk": False}
+    turned = {"pos_emb": torch.zeros(1, N, E // HEADS)}
+    inside = "routing_transformer.routing_transformer"
+    yield from rival(
+        "routing-transformer", "SelfAttention", given, "RoutingSelfAttention", sequence, inside=inside, same=False, call=turned, **options, **LAYER
+    )
+    given = {"dim": E, "heads": 4, "num_keys": 128, "topk": 32}
+    yield from rival("product-key-memory", "PKM", given, "PKM", sequence, **given)
+
+
+def rival(
+    package: str, cls: str, given: dict[str, Any], form: str, shape: tuple[int, ...], *, inside: str = "", same: bool = True,
+    call: dict[str, Tensor] | None = None, **options: Any,
+) -> Iterator[Callable[[], Duel]]:  # fmt: skip
+    """`inside`: where in the package the class lies; `call`: what it is called with besides x."""
     try:
-        module = importlib.import_module(package.replace("-", "_"))
+        module = importlib.import_module(inside or package.replace("-", "_"))
     except ImportError:
         print(f"{package} is passed over: pip install {package}", file=sys.stderr)
         return
 
     def make() -> Duel:
         theirs = (_nystromformer(options) if package == "transformers" else getattr(module, cls)(**given)).eval()
+        for part in theirs.modules():
+            if hasattr(part, "initted"):  # centroids that have begun
+                part.initted.fill_(True)
         ours = getattr(foveate.nn, form)(**options).eval()
         foveate.nn.load_published(ours, theirs.state_dict())
         name = f"{package} {module.__version__}" if hasattr(module, "__version__") else package
-        return Duel(name, partial(first, theirs), partial(first, ours), (torch.randn(shape),), (list(theirs.parameters()), list(ours.parameters())))
+        sides = partial(first, partial(theirs, **(call or {}))), partial(first, ours)
+        return Duel(name, *sides, (torch.randn(shape),), (list(theirs.parameters()), list(ours.parameters())), same=same)
 
     yield make
 
