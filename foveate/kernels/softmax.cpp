@@ -1,12 +1,14 @@
 // The softmax engine. A tile of queries meets the keys it may see, a run of key tiles at a time: scores by one product, biases and
 // hidden keys, then the online softmax of the forward or the recomputed probabilities of the backward. Nothing of size N x M exists.
 //   softmax_tiles.h   which scores are computed        softmax_score.h   from products to scores, and back
+//   softmax_pack.h    keys and values as products want them
 //   softmax_few.h     few queries: keys read where they lie, once for all query heads that share them
 #include "kernels/softmax.h"
 
 #include "kernels/capability.h"
 #include "kernels/softmax_few.h"
 #include "kernels/softmax_online.h"
+#include "kernels/softmax_pack.h"
 #include "kernels/softmax_score.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
@@ -15,6 +17,7 @@ namespace {
 /// Scratch of a forward tile.
 template <class scalar> struct ForwardRoom {
   scalar *queries, *row_query, *s, *sums, *tops, *totals, *factor, *by_distance, *distances;
+  Packed<scalar> packed;
   ForwardRoom(const Softmax<scalar>& a, Room<scalar>& room) {
     const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
     queries = room.take(query_tile * deep);
@@ -26,20 +29,22 @@ template <class scalar> struct ForwardRoom {
     factor = room.take(drops(a) ? run_keys : 0);
     by_distance = room.take(a.value_rows.length ? query_tile * distance_row : 0);
     distances = room.take(a.rows.length || a.value_rows.length ? room_by_distance(most(deep, wide)) : 0);
+    packed = room_for_run(a, false, room);
   }
 };
 
 /// Forward of one tile: out and lse of its queries.
 template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryTile& q, long split, scalar* scratch) {
   constexpr long W = lanes<scalar>;
-  const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv), tiles = tiles_of(a.M, key_tile);
+  const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
   Room<scalar> room(scratch);
   const ForwardRoom<scalar> at(a, room);
   copy_rows(a.q, q.b, q.h, q.first, q.height, a.D, a.scale, at.queries, deep);
   if (a.rows.length) copy_rows(a.row_query, q.b, q.h, q.first, q.height, a.D, a.scale, at.row_query, deep);
   start_rows(q.height, wide, at.sums, at.tops, at.totals);
   const auto meet_run = [&](const Run& run) {
-    score(a, q, run, at.queries, at.row_query, at.s, static_cast<scalar*>(nullptr), at.distances);
+    const Packed<scalar> met = packed_run(a, q, run, at.packed);
+    score(a, q, run, met.keys_across, at.queries, at.row_query, at.s, static_cast<scalar*>(nullptr), at.distances);
     for (long r = 0; r < q.height; ++r) {
       scalar* row = at.s + r * run_keys;
       const scalar fade = meet(chunks_of(run, r), row, at.tops[r], at.totals[r]);
@@ -52,7 +57,7 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
         for (long c = begin; c < end; ++c) row[c] *= at.factor[c];
       });
     }
-    product_along(run, q.height, wide, at.s, a.values + ((q.b * a.Hk + q.hk) * tiles * key_tile + run.first) * wide, at.sums);
+    product_along(run, q.height, wide, at.s, met.values, at.sums);
     if (a.value_rows.length) {
       spread_by_distance(q, run, at.s, at.by_distance);
       sum_by_distance(a, q, run, a.value_rows, wide, at.by_distance, at.sums, at.distances);
@@ -65,6 +70,7 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
 /// Scratch of a backward tile.
 template <class scalar> struct BackwardRoom {
   scalar *queries, *row_query, *p, *ds, *d_out, *d_q, *d_row_query, *deltas, *factor, *slope, *by_distance, *distances;
+  Packed<scalar> packed;
   BackwardRoom(const Softmax<scalar>& a, Room<scalar>& room) {
     const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
     queries = room.take(query_tile * deep);
@@ -79,6 +85,7 @@ template <class scalar> struct BackwardRoom {
     slope = room.take(a.softcap ? query_tile * run_keys : 0);
     by_distance = room.take(a.rows.length || a.value_rows.length ? query_tile * distance_row : 0);
     distances = room.take(a.rows.length || a.value_rows.length ? room_by_distance(most(deep, wide)) : 0);
+    packed = room_for_run(a, true, room);
   }
 };
 
@@ -128,9 +135,10 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
   }
   const long head = q.b * a.Hk + q.hk;
   for_each_run(a, q, [&](const Run& run) {
-    const long key = head * tiles * key_tile + run.first, summed = part * a.B * a.Hk * tiles * key_tile + key;
-    score(a, q, run, at.queries, at.row_query, at.p, at.slope, at.distances);
-    product_across(run, q.height, a.Dv, Left<scalar>{at.d_out, wide, 1}, a.values_across + key * a.Dv, at.ds);
+    const long summed = (part * a.B * a.Hk + head) * tiles * key_tile + run.first;
+    const Packed<scalar> met = packed_run(a, q, run, at.packed);
+    score(a, q, run, met.keys_across, at.queries, at.row_query, at.p, at.slope, at.distances);
+    product_across(run, q.height, a.Dv, Left<scalar>{at.d_out, wide, 1}, met.values_across, at.ds);
     if (a.value_rows.length) add_by_distance(a, q, run, a.value_rows, a.Dv, at.d_out, wide, at.ds, at.distances);
     for (long r = 0; r < q.height; ++r) {
       differentiate_row(a, q, run, r, a.lse[first_row + r], at.deltas[r], at.p + r * run_keys, at.ds + r * run_keys, at.factor);
@@ -153,7 +161,7 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
     }
     product_down(run, q.height, wide, at.p, at.d_out, a.d_v + summed * wide);
     product_down(run, q.height, deep, at.ds, at.queries, a.d_k + summed * deep);
-    product_along(run, q.height, deep, at.ds, a.keys + key * deep, at.d_q);
+    product_along(run, q.height, deep, at.ds, met.keys, at.d_q);
   });
   for (long r = 0; r < q.height; ++r) {
     for (long d = 0; d < a.D; ++d) a.d_q[(first_row + r) * a.D + d] = a.scale * at.d_q[r * deep + d];
@@ -163,19 +171,8 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
 
 /// Packs the keys and values of the tiles [begin, end) of all (b, key head).
 template <class scalar> void pack(const Softmax<scalar>& a, long begin, long end) {
-  const long tiles = tiles_of(a.M, key_tile), wide = round_up<scalar>(a.Dv), deep = round_up<scalar>(a.D);
-  for (long t = begin; t < end; ++t) {
-    const long b = t / tiles / a.Hk, h = t / tiles % a.Hk, first = t % tiles * key_tile, height = least(key_tile, a.M - first);
-    copy_across(a.k, b, h, first, height, a.D, a.keys_across + t * a.D * key_tile);
-    const auto copy_whole = [&](const Rows& rows, long width, long padded, scalar* to) {
-      copy_rows(rows, b, h, first, height, width, scalar{1}, to, padded);
-      for (long i = height * padded; i < key_tile * padded; ++i) to[i] = 0;  // 0 times a NaN would be a NaN
-    };
-    if (!a.whole_values) copy_whole(a.v, a.Dv, wide, a.values + t * key_tile * wide);
-    if (!a.keys) continue;
-    copy_across(a.v, b, h, first, height, a.Dv, a.values_across + t * a.Dv * key_tile);
-    if (!a.whole_keys) copy_whole(a.k, a.D, deep, a.keys + t * key_tile * deep);
-  }
+  const long tiles = tiles_of(a.M, key_tile);
+  for (long t = begin; t < end; ++t) pack_tile(a, t / tiles / a.Hk, t / tiles % a.Hk, t % tiles * key_tile, at_tile(a, t));
 }
 
 /// Tasks [begin, end) of B * H * query tiles * splits. Early and late tiles alternate, since causal ones grow.

@@ -63,7 +63,7 @@ template <class scalar> struct Softmax {
   const unsigned char* chunks;  // [masks,mask_height]: bit c is set where some key of chunk c is seen
 
   // Filled by pack(), unless rows lie already as they are wanted (whole_keys, whole_values): per (b, key head) the tiles of keys transposed
-  // [D,key_tile], of values transposed, of both as rows.
+  // [D,key_tile], of values transposed, of both as rows. Null where each tile of keys is met once: such runs are packed as they are met.
   scalar* keys_across;    // [B,Hk,tiles,D,key_tile]
   scalar* values_across;  // [B,Hk,tiles,Dv,key_tile], backward only
   scalar* keys;           // [B,Hk,tiles*key_tile,D rounded up], backward only

@@ -188,13 +188,12 @@ template <class scalar> void finish_row(const Softmax<scalar>& a, const QueryTil
   for (long c = most(begin, run.width); c < end; ++c) row[c] = hidden;
 }
 
-/// s[r,c] for queries of the tile (already scaled, [height,deep]) and keys of the run, in the chunks that matter. `slope`, where given,
-/// takes the derivatives of the softcap; `row_query` [height,deep] is what scores a.rows.
-template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q, const Run& run, const scalar* queries, const scalar* row_query,
-                                   scalar* s, scalar* slope, scalar* room) {
-  const long deep = round_up<scalar>(a.D), tiles = tiles_of(a.M, key_tile);
-  product_across(run, q.height, a.D, Left<scalar>{queries, deep, 1},
-                 a.keys_across + ((q.b * a.Hk + q.hk) * tiles + run.first / key_tile) * a.D * key_tile, s);
+/// s[r,c] for queries of the tile (already scaled, [height,deep]) and keys of the run (packed), in the chunks that matter. `slope`, where
+/// given, takes the derivatives of the softcap; `row_query` [height,deep] is what scores a.rows.
+template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q, const Run& run, const scalar* keys_across, const scalar* queries,
+                                   const scalar* row_query, scalar* s, scalar* slope, scalar* room) {
+  const long deep = round_up<scalar>(a.D);
+  product_across(run, q.height, a.D, Left<scalar>{queries, deep, 1}, keys_across, s);
   if (a.softcap) {
     for (long r = 0; r < q.height; ++r) {
       for_each_segment(chunks_of(run, r),

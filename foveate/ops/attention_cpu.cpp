@@ -86,16 +86,20 @@ template <class scalar> struct Prepared : Alive {
 
   scalar* room(int64_t count) { return Alive::room<scalar>({count}); }
 
+  /// Keys and values as the engine wants them. Where all queries of a key head are one tile, it packs what it meets by itself.
   void pack(bool backward) {
     const int64_t tiles = a.B * a.Hk * key_tiles();
-    a.keys_across = room(tiles * a.D * key_tile);
+    const bool met_once = a.H == a.Hk && a.N <= query_tile;
+    const auto held = [&](int64_t size) { return met_once ? nullptr : room(tiles * key_tile * size); };
     a.whole_values = whole_rows(a.v, a.Dv, wide());
-    a.values = a.whole_values ? as_it_lies(a.v) : room(tiles * key_tile * wide());
+    a.values = a.whole_values ? as_it_lies(a.v) : held(wide());
+    a.keys_across = held(a.D);
     if (backward) {
-      a.values_across = room(tiles * a.Dv * key_tile);
+      a.values_across = held(a.Dv);
       a.whole_keys = whole_rows(a.k, a.D, deep());
-      a.keys = a.whole_keys ? as_it_lies(a.k) : room(tiles * key_tile * deep());
+      a.keys = a.whole_keys ? as_it_lies(a.k) : held(deep());
     }
+    if (met_once) return;
     at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
   }
 
