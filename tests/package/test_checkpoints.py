@@ -32,6 +32,10 @@ MORE: dict[str, list[dict[str, Any]]] = {  # options with other tensors than tho
         {**MEMORY, "query_hidden": [5, 4], "shuffle_indices": True},
         {**MEMORY, "query_hidden": [5, 4], "query_batchnorm": False, "shuffle_indices": True},
     ],
+    "routing_transformer": [{"vocab_size": 7, "embed_dim": 8, "depth": 1, "num_heads": 2, "local_heads": [1], "num_mem_kv": 1}],
+    "sinkhorn_transformer": [
+        {"vocab_size": 7, "embed_dim": 8, "depth": 1, "num_heads": 2, "bucket_size": 4, "max_len": 16, "causal": True, "sort_net": "simple"}
+    ],
     "synthesizer": [{"embed_dim": 8, "num_heads": 2, "max_len": 9, "kinds": ["vanilla"], "bias": True}],
     "linformer_encoder": [{**LINFORMER, "depth": 2, "slot_bias": True}, {**LINFORMER, "depth": 1, "slot_bias": True, "sharing": "layerwise"}],
 }
