@@ -66,7 +66,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   a.one = one.const_data_ptr<scalar>();
   Wanted wanted(call);
   const bool of_p = wanted(p_given), of_l = wanted(l_given);
-  const Tensor d_p = of_p ? at::empty_like(p) : Tensor(), d_l = of_l ? at::empty_like(l) : Tensor();
+  Tensor d_p = of_p ? at::empty_like(p) : Tensor(), d_l = of_l ? at::empty_like(l) : Tensor();
   if (of_p) a.d_p = d_p.mutable_data_ptr<scalar>();
   if (of_l) a.d_l = d_l.mutable_data_ptr<scalar>();
   at::parallel_for(0, a.B * a.C, rows_a_thread(a.N), [&](int64_t begin, int64_t end) { engine<scalar>().backward(a, begin, end); });

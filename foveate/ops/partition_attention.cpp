@@ -78,7 +78,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   auto& a = p.a;
   const Tensor out = call.results[0].to(p.options.dtype()).contiguous();
   a.out = const_cast<scalar*>(out.const_data_ptr<scalar>());  // NOLINT: read only in the backward
-  a.d_out = p.kept_rows(call.gradients[0]);
+  a.d_out = p.kept_rows(call.gradients[0].defined() ? call.gradients[0] : at::zeros_like(out));
   Tensor d_q = at::zeros(c.q.sizes(), p.options), d_k = at::zeros(c.k.sizes(), p.options), d_v = at::zeros(c.v.sizes(), p.options), by_type;
   a.d_q = d_q.mutable_data_ptr<scalar>();
   a.d_k = d_k.mutable_data_ptr<scalar>();

@@ -150,7 +150,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   a.through_top = !c.detach && a.top != kernels::Top::none;
   a.d_phi = alive.numbers<scalar>(call.gradients[0].defined() ? call.gradients[0] : at::zeros_like(call.results[0]));
   a.d_tops = a.through_top ? alive.numbers<scalar>(given(call.gradients[1])) : nullptr;
-  const Tensor d_x = at::empty(c.x.sizes(), alive.options);
+  Tensor d_x = at::empty(c.x.sizes(), alive.options);
   Tensor d_W, d_phase, d_past;
   const auto zeros = [&](at::IntArrayRef shape, Tensor& made) {
     made = at::zeros(shape, alive.options);
