@@ -2,6 +2,7 @@
 #include "kernels/cluster.h"
 
 #include "kernels/capability.h"
+#include "kernels/row_sums.h"
 #include "kernels/softmax_online.h"
 #include "kernels/softmax_score.h"
 
@@ -138,11 +139,6 @@ template <class scalar> void score(const Cluster<scalar>& a, const Queries& q, c
   }
 }
 
-template <class scalar> int* take_whole(Room<scalar>& room, long count) {
-  return reinterpret_cast<int*>(
-      room.take((count * static_cast<long>(sizeof(int)) + static_cast<long>(sizeof(scalar)) - 1) / static_cast<long>(sizeof(scalar))));
-}
-
 template <class scalar> Tile<scalar> tile_in(const Cluster<scalar>& a, Room<scalar>& room) {
   const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
   Tile<scalar> at{};
@@ -154,10 +150,10 @@ template <class scalar> Tile<scalar> tile_in(const Cluster<scalar>& a, Room<scal
   at.tops = room.take(T);
   at.totals = room.take(T);
   at.factor = room.take(T);
-  at.keys.token = take_whole(room, T);
-  at.keys.hidden = take_whole(room, T);
-  at.keys.label = take_whole(room, T);
-  at.keys.meetings = take_whole(room, a.here ? 2 * a.rounds * T : 0);
+  at.keys.token = room.template take_as<int>(T);
+  at.keys.hidden = room.template take_as<int>(T);
+  at.keys.label = room.template take_as<int>(T);
+  at.keys.meetings = room.template take_as<int>(a.here ? 2 * a.rounds * T : 0);
   return at;
 }
 
@@ -249,15 +245,6 @@ template <class scalar> void forward(const Cluster<scalar>& a, long begin, long 
   }
 }
 
-/// Adds rows [height,row] times a factor to the rows of `to` [.,width] that tokens name.
-template <class scalar> void scatter(const scalar* from, long row, const long* token, long height, long width, scalar factor, scalar* to) {
-  for (long r = 0; r < height; ++r) {
-    if (token[r] < 0) continue;
-    scalar* const sum = to + token[r] * width;
-    for (long d = 0; d < width; ++d) sum[d] += factor * from[r * row + d];
-  }
-}
-
 /// From scores in p and d_out . v in ds [T]: what weighs the values, and the gradients of the scores.
 template <class scalar> void differentiate(const Cluster<scalar>& a, const Queries& q, const Keys& k, long r, scalar delta, const Tile<scalar>& at,
                                            scalar* p, scalar* ds) {
@@ -314,11 +301,11 @@ template <class scalar> void backward(const Cluster<scalar>& a, long begin, long
         copy_rows(a.k, q.b, q.h, k.first, k.count, a.D, scalar{1}, keys, deep);
         gemm<true>(q.height, deep, k.count, Left<scalar>{d_s, T, 1}, Right<scalar>{keys, deep}, d_queries, deep);
         gemm<false>(k.count, deep, q.height, Left<scalar>{d_s, 1, T}, Right<scalar>{at.queries, deep}, sums, deep);
-        scatter(sums, deep, k.token, k.count, a.D, scalar{1}, a.d_k + head * a.M * a.D);
+        scatter_rows(sums, deep, k.token, k.count, a.D, scalar{1}, a.d_k + head * a.M * a.D);
         gemm<false>(k.count, wide, q.height, Left<scalar>{at.s, 1, T}, Right<scalar>{d_out, wide}, sums, wide);
-        scatter(sums, wide, k.token, k.count, a.Dv, scalar{1}, a.d_v + head * a.M * a.Dv);
+        scatter_rows(sums, wide, k.token, k.count, a.Dv, scalar{1}, a.d_v + head * a.M * a.Dv);
       });
-      scatter(d_queries, deep, q.token, q.height, a.D, a.scale, a.d_q + head * a.N * a.D);
+      scatter_rows(d_queries, deep, q.token, q.height, a.D, a.scale, a.d_q + head * a.N * a.D);
     };
     for (long cluster = 0; cluster < a.clusters; ++cluster) for_each_queries(a, head / a.H, head % a.H, cluster, visit);
   }

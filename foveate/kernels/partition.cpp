@@ -80,23 +80,19 @@ template <class scalar> struct Tile {
   int *seen, *type;  // [T], of one token
 };
 
-template <class scalar> int* take_whole(Room<scalar>& room, long count) {
-  return reinterpret_cast<int*>(room.take(count * static_cast<long>(sizeof(int)) / static_cast<long>(sizeof(scalar)) + 1));
-}
-
 template <class scalar> Tile<scalar> tile_in(const Partition<scalar>& a, Room<scalar>& room) {
   const long longest = longest_list(a), width = most(round_up<scalar>(a.D), round_up<scalar>(a.Dv));
   Tile<scalar> at{};
   at.queries = room.take(T * width);
   at.packed = room.take(T * width);
   at.s = room.take(T * longest);
-  at.list.row = reinterpret_cast<long*>(room.take(longest * static_cast<long>(sizeof(long) / sizeof(scalar))));
-  at.list.node = take_whole(room, longest);
-  at.list.level = take_whole(room, longest);
-  at.list.right = take_whole(room, longest);
-  at.list.beyond = take_whole(room, longest);
-  at.seen = take_whole(room, T);
-  at.type = take_whole(room, T);
+  at.list.row = room.template take_as<long>(longest);
+  at.list.node = room.template take_as<int>(longest);
+  at.list.level = room.template take_as<int>(longest);
+  at.list.right = room.template take_as<int>(longest);
+  at.list.beyond = room.template take_as<int>(longest);
+  at.seen = room.template take_as<int>(T);
+  at.type = room.template take_as<int>(T);
   return at;
 }
 
@@ -244,13 +240,6 @@ template <class scalar> void forward(const Partition<scalar>& a, long begin, lon
   }
 }
 
-/// Adds rows [T,row] to the rows of `to` [.,width] that the list names.
-template <class scalar> void scatter(const scalar* from, long row, const long* place, long count, long width, scalar* to) {
-  for (long c = 0; c < count; ++c) {
-    for (long d = 0; d < width; ++d) to[place[c] * width + d] += from[c * row + d];
-  }
-}
-
 template <class scalar> struct BackwardRoom {
   scalar *d_out, *d_s, *d_queries, *sums, *delta, *rows;
 };
@@ -285,9 +274,9 @@ template <class scalar> void backward_tokens(const Partition<scalar>& a, const T
     copy_rows(keys, t.b, t.h, from, T, a.D, scalar{1}, room.rows, deep);
     gemm<true>(t.height, deep, T, Left<scalar>{room.d_s, T, 1}, Right<scalar>{room.rows, deep}, room.d_queries, deep);
     gemm<false>(count, deep, t.height, Left<scalar>{room.d_s, 1, T}, Right<scalar>{at.queries, deep}, room.sums, deep);
-    scatter(room.sums, deep, at.list.row + from, count, a.D, a.d_k + head * a.nodes * a.D);
+    scatter_rows(room.sums, deep, at.list.row + from, count, a.D, scalar{1}, a.d_k + head * a.nodes * a.D);
     gemm<false>(count, wide, t.height, Left<scalar>{at.s + from, 1, longest}, Right<scalar>{room.d_out, wide}, room.sums, wide);
-    scatter(room.sums, wide, at.list.row + from, count, a.Dv, a.d_v + head * a.nodes * a.Dv);
+    scatter_rows(room.sums, wide, at.list.row + from, count, a.Dv, scalar{1}, a.d_v + head * a.nodes * a.Dv);
   }
   for (long r = 0; r < t.height; ++r) {
     for (long d = 0; d < a.D; ++d) a.d_q[(head * a.rows + first_row + r) * a.D + d] = a.scale * room.d_queries[r * deep + d];

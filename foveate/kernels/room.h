@@ -15,6 +15,11 @@ template <class scalar> struct Room {
     taken += (count + 15) / 16 * 16;
     return base ? base + at : nullptr;
   }
+  /// Room for so many numbers of another type, no more strictly aligned than 16 scalars are.
+  template <class T> T* take_as(long count) {
+    constexpr long size = sizeof(T), unit = sizeof(scalar);
+    return reinterpret_cast<T*>(take((count * size + unit - 1) / unit));
+  }
 };
 
 }  // namespace

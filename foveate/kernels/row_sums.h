@@ -20,5 +20,12 @@ template <class scalar> inline void add_row(scalar factor, const scalar* __restr
   for (long i = 0; i < n; ++i) to[i] += factor * x[i];
 }
 
+/// Adds rows x [count,row] times a factor to the rows of `to` [.,width] that `place` names; a negative place is nobody's.
+template <class scalar> inline void scatter_rows(const scalar* x, long row, const long* place, long count, long width, scalar factor, scalar* to) {
+  for (long r = 0; r < count; ++r) {
+    if (place[r] >= 0) add_row(factor, x + r * row, to + place[r] * width, width);
+  }
+}
+
 }  // namespace
 }  // namespace foveate::kernels::CPU_CAPABILITY
