@@ -44,10 +44,7 @@ RoutingTransformer::Parameters RoutingTransformer::init(const Options& o) {
   Parameters p = shape(o);
   p.embedding = layers::normal({o.vocab_size, o.embed_dim}, 0.02);
   for (std::size_t l = 0; l < p.layers.size(); ++l) {
-    p.layers[l] = {.attention_norm = layers::LayerNorm::init(o.embed_dim),
-                   .attention = RoutingSelfAttention::init(o.attention(l)),
-                   .network_norm = layers::LayerNorm::init(o.embed_dim),
-                   .network = layers::FeedForward::init(o.embed_dim, o.ff_mult * o.embed_dim)};
+    p.layers[l] = RoutingLayer::init(o.embed_dim, o.ff_mult * o.embed_dim, RoutingSelfAttention::init(o.attention(l)));
   }
   p.norm = layers::LayerNorm::init(o.embed_dim);
   if (!o.tie_embedding) p.head = layers::Linear::init(o.embed_dim, o.vocab_size);
@@ -63,8 +60,7 @@ RoutingTransformer::Outputs RoutingTransformer::forward(const Options& o, const 
     const auto read = RoutingSelfAttention::forward(o.attention(l), layer.attention, {.x = layer.attention_norm(x), .mask = in.mask}, training);
     x = x + read.out;
     loss = loss + read.loss;
-    const Tensor inner = at::gelu(layer.network.up(layer.network_norm(x)));
-    x = x + layer.network.down(layers::dropout(inner, o.ff_dropout, std::nullopt, training));
+    x = layer.with_network(x, o.ff_dropout, training);
   }
   x = p.norm(x);
   return {.logits = p.head ? (*p.head)(x) : at::matmul(x, p.embedding.t()), .loss = loss};

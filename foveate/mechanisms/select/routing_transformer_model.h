@@ -1,23 +1,11 @@
 // The Routing Transformer as a language model: layers of local and routed heads, and networks, before each a normalisation.   arXiv 2003.05997
 #pragma once
-#include <foveate/feed_forward.h>
-#include <foveate/norm.h>
+#include <foveate/pre_norm_block.h>
 #include <foveate/routing_transformer.h>
 
 namespace foveate {
 
-struct FOVEATE_API RoutingLayer {
-  layers::LayerNorm attention_norm;
-  RoutingSelfAttention::Parameters attention;
-  layers::LayerNorm network_norm;
-  layers::FeedForward network;
-  void fields(auto&& f) {
-    f("attention_norm", attention_norm, "before attention");
-    f("attention", attention, "local and routed heads");
-    f("network_norm", network_norm, "before the network");
-    f("network", network, "position-wise network");
-  }
-};
+using RoutingLayer = layers::PreNormBlock<RoutingSelfAttention::Parameters>;
 
 struct FOVEATE_API RoutingTransformer {
   static constexpr Form form{.card = &routing_transformer,

@@ -32,8 +32,7 @@ template <class Attend> Tensor run(const Model::Options& o, const Model::Paramet
   for (std::size_t l = 0; l < p.layers.size(); ++l) {
     const SinkhornLayer& layer = p.layers[l];
     x = x + attend(layer.attention, l, layer.attention_norm(x));
-    const Tensor inner = at::gelu(layer.network.up(layer.network_norm(x)));
-    x = x + layer.network.down(layers::dropout(inner, o.ff_dropout, std::nullopt, training));
+    x = layer.with_network(x, o.ff_dropout, training);
   }
   return p.head(p.norm(x));
 }
@@ -82,12 +81,7 @@ SinkhornTransformer::Parameters SinkhornTransformer::init(const Options& o) {
   p.embedding = layers::normal({o.vocab_size, E}, 1);
   p.bucket_positions = layers::normal({1, o.max_len / o.bucket_size, 1, E}, 1);
   p.inner_positions = layers::normal({1, 1, o.bucket_size, E}, 1);
-  for (auto& layer : p.layers) {
-    layer = {.attention_norm = layers::LayerNorm::init(E),
-             .attention = SinkhornSelfAttention::init(o.attention()),
-             .network_norm = layers::LayerNorm::init(E),
-             .network = layers::FeedForward::init(E, o.ff_mult * E)};
-  }
+  for (auto& layer : p.layers) layer = SinkhornLayer::init(E, o.ff_mult * E, SinkhornSelfAttention::init(o.attention()));
   p.norm = layers::LayerNorm::init(E);
   p.head = layers::Linear::init(E, o.vocab_size);
   return p;

@@ -1,23 +1,11 @@
 // The Sinkhorn Transformer as a language model: axial positions, layers of sorted buckets, before each a normalisation.   arXiv 2002.11296
 #pragma once
-#include <foveate/feed_forward.h>
-#include <foveate/norm.h>
+#include <foveate/pre_norm_block.h>
 #include <foveate/sparse_sinkhorn.h>
 
 namespace foveate {
 
-struct FOVEATE_API SinkhornLayer {
-  layers::LayerNorm attention_norm;
-  SinkhornSelfAttention::Parameters attention;
-  layers::LayerNorm network_norm;
-  layers::FeedForward network;
-  void fields(auto&& f) {
-    f("attention_norm", attention_norm, "before attention");
-    f("attention", attention, "attention by sorted buckets");
-    f("network_norm", network_norm, "before the network");
-    f("network", network, "position-wise network");
-  }
-};
+using SinkhornLayer = layers::PreNormBlock<SinkhornSelfAttention::Parameters>;
 
 struct FOVEATE_API SinkhornTransformer {
   static constexpr Form form{.card = &sparse_sinkhorn,
