@@ -128,8 +128,7 @@ template <class scalar> void weigh(const Partition<scalar>& a, const Tokens& t, 
     scalar* s = at.s + r * longest;
     Vec<scalar> high = splat(hidden), sum{};
     for (long c = 0; c < at.list.padded; c += W) high = vec(s + c) > high ? vec(s + c) : high;
-    scalar top = hidden;
-    for (long i = 0; i < W; ++i) top = high[i] > top ? high[i] : top;  // a token always reads itself
+    const scalar top = highest_of(high);  // a token always reads itself
     for (long c = 0; c < at.list.padded; c += W) {
       vec(s + c) = exp(vec(s + c) - splat(top));
       sum += vec(s + c);

@@ -16,11 +16,13 @@ namespace {
 
 /// Scratch of a forward tile.
 template <class scalar> struct ForwardRoom {
-  scalar *queries, *row_query, *s, *sums, *tops, *totals, *factor, *by_distance, *distances;
+  Operand<scalar> queries;
+  scalar *row_query, *s, *sums, *tops, *totals, *factor, *by_distance, *distances;
+  unsigned short* narrowed;
   Packed<scalar> packed;
   ForwardRoom(const Softmax<scalar>& a, Room<scalar>& room) {
     const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
-    queries = room.take(query_tile * deep);
+    queries = room_for_operand(a, deep, false, room);
     row_query = room.take(a.rows.length ? query_tile * deep : 0);
     s = room.take(query_tile * run_keys);
     sums = room.take(query_tile * wide);
@@ -29,9 +31,17 @@ template <class scalar> struct ForwardRoom {
     factor = room.take(drops(a) ? run_keys : 0);
     by_distance = room.take(a.value_rows.length ? query_tile * distance_row : 0);
     distances = room.take(a.rows.length || a.value_rows.length ? room_by_distance(most(deep, wide)) : 0);
+    narrowed = narrow(a) ? room.template take_as<unsigned short>(2 * narrow_room) : nullptr;
     packed = room_for_run(a, false, room);
   }
 };
+
+/// Scaled queries. Narrow ones are scaled by a power of two, which is exact, and scores by the rest.
+template <class scalar> void copy_queries(const Softmax<scalar>& a, const QueryTile& q, const Operand<scalar>& to) {
+  const long deep = round_up<scalar>(a.D);
+  copy_rows(a.q, q.b, q.h, q.first, q.height, a.D, narrow(a) ? a.scale / a.rest : a.scale, to.rows, deep);
+  fill(to, q.height, deep);
+}
 
 /// Forward of one tile: out and lse of its queries.
 template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryTile& q, long split, scalar* scratch) {
@@ -39,7 +49,7 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
   const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
   Room<scalar> room(scratch);
   const ForwardRoom<scalar> at(a, room);
-  copy_rows(a.q, q.b, q.h, q.first, q.height, a.D, a.scale, at.queries, deep);
+  copy_queries(a, q, at.queries);
   if (a.rows.length) copy_rows(a.row_query, q.b, q.h, q.first, q.height, a.D, a.scale, at.row_query, deep);
   start_rows(q.height, wide, at.sums, at.tops, at.totals);
   const auto meet_run = [&](const Run& run) {
@@ -57,7 +67,7 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
         for (long c = begin; c < end; ++c) row[c] *= at.factor[c];
       });
     }
-    product_along(run, q.height, wide, at.s, met.values, at.sums);
+    product_along(a, run, q.height, wide, at.s, met.values, at.sums, at.narrowed);
     if (a.value_rows.length) {
       spread_by_distance(q, run, at.s, at.by_distance);
       sum_by_distance(a, q, run, a.value_rows, wide, at.by_distance, at.sums, at.distances);
@@ -69,15 +79,17 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
 
 /// Scratch of a backward tile.
 template <class scalar> struct BackwardRoom {
-  scalar *queries, *row_query, *p, *ds, *d_out, *d_q, *d_row_query, *deltas, *factor, *slope, *by_distance, *distances;
+  Operand<scalar> queries, d_out;
+  scalar *row_query, *p, *ds, *d_q, *d_row_query, *deltas, *factor, *slope, *by_distance, *distances;
+  unsigned short* narrowed;
   Packed<scalar> packed;
   BackwardRoom(const Softmax<scalar>& a, Room<scalar>& room) {
     const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
-    queries = room.take(query_tile * deep);
+    queries = room_for_operand(a, deep, true, room);
+    d_out = room_for_operand(a, wide, true, room);
     row_query = room.take(a.rows.length ? query_tile * deep : 0);
     p = room.take(query_tile * run_keys);
     ds = room.take(query_tile * run_keys);
-    d_out = room.take(query_tile * wide);
     d_q = room.take(query_tile * deep);
     d_row_query = room.take(a.d_row_query ? query_tile * deep : 0);
     deltas = room.take(query_tile);
@@ -85,6 +97,7 @@ template <class scalar> struct BackwardRoom {
     slope = room.take(a.softcap ? query_tile * run_keys : 0);
     by_distance = room.take(a.rows.length || a.value_rows.length ? query_tile * distance_row : 0);
     distances = room.take(a.rows.length || a.value_rows.length ? room_by_distance(most(deep, wide)) : 0);
+    narrowed = narrow(a) ? room.template take_as<unsigned short>(2 * narrow_room) : nullptr;
     packed = room_for_run(a, true, room);
   }
 };
@@ -124,12 +137,13 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
   Room<scalar> room(scratch);
   const BackwardRoom<scalar> at(a, room);
   const long first_row = (q.b * a.H + q.h) * a.N + q.first, part_head = (part * a.B + q.b) * a.H + q.h;
-  copy_rows(a.q, q.b, q.h, q.first, q.height, a.D, a.scale, at.queries, deep);
+  copy_queries(a, q, at.queries);
   if (a.rows.length) copy_rows(a.row_query, q.b, q.h, q.first, q.height, a.D, a.scale, at.row_query, deep);
-  copy_rows(a.d_out, q.b, q.h, q.first, q.height, a.Dv, scalar{1}, at.d_out, wide);
+  copy_rows(a.d_out, q.b, q.h, q.first, q.height, a.Dv, scalar{1}, at.d_out.rows, wide);
+  fill(at.d_out, q.height, wide);
   for (long r = 0; r < q.height; ++r) {
     at.deltas[r] = a.d_lse ? -a.d_lse[first_row + r] : 0;
-    for (long d = 0; d < a.Dv; ++d) at.deltas[r] += at.d_out[r * wide + d] * a.out[(first_row + r) * a.Dv + d];
+    for (long d = 0; d < a.Dv; ++d) at.deltas[r] += at.d_out.rows[r * wide + d] * a.out[(first_row + r) * a.Dv + d];
     for (long d = 0; d < deep; d += W) vec(at.d_q + r * deep + d) = Vec<scalar>{};
     for (long d = 0; at.d_row_query && a.d_row_query && d < deep; d += W) vec(at.d_row_query + r * deep + d) = Vec<scalar>{};
   }
@@ -138,8 +152,8 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
     const long summed = (part * a.B * a.Hk + head) * tiles * key_tile + run.first;
     const Packed<scalar> met = packed_run(a, q, run, at.packed);
     score(a, q, run, met.keys_across, at.queries, at.row_query, at.p, at.slope, at.distances);
-    product_across(run, q.height, a.Dv, Left<scalar>{at.d_out, wide, 1}, met.values_across, at.ds);
-    if (a.value_rows.length) add_by_distance(a, q, run, a.value_rows, a.Dv, at.d_out, wide, at.ds, at.distances);
+    product_across(a, run, q.height, a.Dv, at.d_out, met.values_across, at.ds);
+    if (a.value_rows.length) add_by_distance(a, q, run, a.value_rows, a.Dv, at.d_out.rows, wide, at.ds, at.distances);
     for (long r = 0; r < q.height; ++r) {
       differentiate_row(a, q, run, r, a.lse[first_row + r], at.deltas[r], at.p + r * run_keys, at.ds + r * run_keys, at.factor);
       if (!a.d_bias.data && !a.d_slopes && !a.d_table) continue;
@@ -147,7 +161,8 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
     }
     if (a.d_value_rows) {
       spread_by_distance(q, run, at.p, at.by_distance);
-      add_to_table(a, q, run, a.value_rows, wide, at.by_distance, at.d_out, a.d_value_rows + part_head * a.value_rows.length * wide, at.distances);
+      add_to_table(a, q, run, a.value_rows, wide, at.by_distance, at.d_out.rows, a.d_value_rows + part_head * a.value_rows.length * wide,
+                   at.distances);
     }
     if (a.d_rows || a.d_row_query) spread_by_distance(q, run, at.ds, at.by_distance);
     if (a.d_rows) {
@@ -159,9 +174,9 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
         for (long c = begin; c < end; c += W) vec(at.ds + r * run_keys + c) *= vec(at.slope + r * run_keys + c);
       });
     }
-    product_down(run, q.height, wide, at.p, at.d_out, a.d_v + summed * wide);
-    product_down(run, q.height, deep, at.ds, at.queries, a.d_k + summed * deep);
-    product_along(run, q.height, deep, at.ds, met.keys, at.d_q);
+    product_down(a, run, q.height, wide, at.p, at.d_out, a.d_v + summed * wide, at.narrowed);
+    product_down(a, run, q.height, deep, at.ds, at.queries, a.d_k + summed * deep, at.narrowed);
+    product_along(a, run, q.height, deep, at.ds, met.keys, at.d_q, at.narrowed);
   });
   for (long r = 0; r < q.height; ++r) {
     for (long d = 0; d < a.D; ++d) a.d_q[(first_row + r) * a.D + d] = a.scale * at.d_q[r * deep + d];

@@ -62,12 +62,17 @@ template <class scalar> struct Softmax {
   const unsigned char* masks;   // [masks,mask_height,key_tile], 0 hides
   const unsigned char* chunks;  // [masks,mask_height]: bit c is set where some key of chunk c is seen
 
+  // Where q, k and v are bfloat16 and the processor multiplies tiles of it: c [m,n] = or += a [m,k] b, b as pairs of rows [k/2,n,2]. Else
+  // null.
+  void (*multiply)(long m, long n, long k, long a_row, long b_row, long c_row, bool add, const unsigned short* a, const void* b, scalar* c);
+  scalar rest;  // the scale, over the power of two at or below it
+
   // Filled by pack(), unless rows lie already as they are wanted (whole_keys, whole_values): per (b, key head) the tiles of keys transposed
   // [D,key_tile], of values transposed, of both as rows. Null where each tile of keys is met once: such runs are packed as they are met.
   scalar* keys_across;    // [B,Hk,tiles,D,key_tile]
   scalar* values_across;  // [B,Hk,tiles,Dv,key_tile], backward only
   scalar* keys;           // [B,Hk,tiles*key_tile,D rounded up], backward only
-  scalar* values;         // [B,Hk,tiles*key_tile,Dv rounded up]
+  scalar* values;         // [B,Hk,tiles*key_tile,Dv rounded up]; for narrow products half as much of all four, see softmax_pack.h
   bool whole_keys, whole_values;
 
   // Results of the forward, and what the backward starts from. Where few queries meet many keys, the keys are split, and each part has
@@ -83,7 +88,7 @@ template <class scalar> struct Softmax {
 
   // Sums over queries: the query tiles of a head are shared out over `parts` tasks, each with its own sums, zero before.
   long parts;
-  scalar* d_k;           // [parts,B,Hk,tiles*key_tile,D rounded up]
+  scalar* d_k;           // [parts,B,Hk,tiles*key_tile,D rounded up]; of narrow products [parts,B,Hk,tiles,D rounded up,key_tile], as d_v
   scalar* d_v;           // [parts,B,Hk,tiles*key_tile,Dv rounded up]
   scalar* d_slopes;      // [parts,B,H]
   scalar* d_table;       // [parts,B,H,table.length]

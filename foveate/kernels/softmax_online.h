@@ -24,8 +24,7 @@ template <class scalar> scalar meet(unsigned chunks, scalar* row, scalar& top, s
   for_each_segment(chunks, [&](long begin, long end) {
     for (long c = begin; c < end; c += W) high = vec(row + c) > high ? vec(row + c) : high;
   });
-  scalar best = top;
-  for (long i = 0; i < W; ++i) best = high[i] > best ? high[i] : best;
+  const scalar highest = highest_of(high), best = highest > top ? highest : top;
   if (best == nothing) {  // nothing seen yet, or NaN alone, which must not be lost
     for_each_segment(chunks, [&](long begin, long end) {
       for (long c = begin; c < end; ++c) {

@@ -2,7 +2,7 @@
 #pragma once
 #include "kernels/copy.h"
 #include "kernels/hash.h"
-#include "kernels/softmax_tiles.h"
+#include "kernels/softmax_narrow.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
@@ -188,19 +188,25 @@ template <class scalar> void finish_row(const Softmax<scalar>& a, const QueryTil
   for (long c = most(begin, run.width); c < end; ++c) row[c] = hidden;
 }
 
-/// s[r,c] for queries of the tile (already scaled, [height,deep]) and keys of the run (packed), in the chunks that matter. `slope`, where
+/// s[r,c] for queries of the tile (already scaled) and keys of the run (packed), in the chunks that matter. `slope`, where
 /// given, takes the derivatives of the softcap; `row_query` [height,deep] is what scores a.rows.
-template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q, const Run& run, const scalar* keys_across, const scalar* queries,
-                                   const scalar* row_query, scalar* s, scalar* slope, scalar* room) {
-  const long deep = round_up<scalar>(a.D);
-  product_across(run, q.height, a.D, Left<scalar>{queries, deep, 1}, keys_across, s);
+template <class scalar> void score(const Softmax<scalar>& a, const QueryTile& q, const Run& run, const scalar* keys_across,
+                                   const Operand<scalar>& queries, const scalar* row_query, scalar* s, scalar* slope, scalar* room) {
+  product_across(a, run, q.height, a.D, queries, keys_across, s);
+  if (narrow(a) && a.rest != 1) {
+    for (long r = 0; r < q.height; ++r) {
+      for_each_segment(chunks_of(run, r), [&](long begin, long end) {
+        for (long c = begin; c < end; c += lanes<scalar>) vec(s + r * run_keys + c) *= splat(a.rest);
+      });
+    }
+  }
   if (a.softcap) {
     for (long r = 0; r < q.height; ++r) {
       for_each_segment(chunks_of(run, r),
                        [&](long begin, long end) { cap(a, begin, end, s + r * run_keys, slope ? slope + r * run_keys : nullptr); });
     }
   }
-  if (a.rows.length) add_by_distance(a, q, run, a.rows, a.D, row_query, deep, s, room);
+  if (a.rows.length) add_by_distance(a, q, run, a.rows, a.D, row_query, round_up<scalar>(a.D), s, room);
   if (plain(a, run)) return;
   for (long r = 0; r < q.height; ++r) {
     for_each_segment(chunks_of(run, r), [&](long begin, long end) { finish_row(a, q, run, r, begin, end, s + r * run_keys); });

@@ -3,6 +3,8 @@
 
 #include "kernels/softmax.h"
 
+#include <ATen/native/CPUBlas.h>
+
 #include <foveate/pattern_tiles.h>
 #include <foveate/prepared.h>
 
@@ -30,6 +32,12 @@ template <class T> kernels::Plane<T> plane(const optional<Tensor>& t, at::IntArr
           .column = whole.stride(3)};
 }
 
+/// See kernels/softmax.h.
+void multiply_tiles(long m, long n, long k, long a_row, long b_row, long c_row, bool add, const unsigned short* a, const void* b, float* c) {
+  const auto* left = reinterpret_cast<const at::BFloat16*>(a);  // NOLINT: the same bits
+  at::native::cpublas::brgemm(m, n, k, a_row, b_row, c_row, add, left, static_cast<const at::BFloat16*>(b), c);
+}
+
 /// The tensors of a call as the engine wants them, and its arguments, which point into them.
 template <class scalar> struct Prepared : Alive {
   const kernels::SoftmaxEngine<scalar>& run = engine<scalar>();
@@ -49,6 +57,7 @@ template <class scalar> struct Prepared : Alive {
     a.k = in_line("k_index", k, c.k_index);
     a.v = in_line("k_index", v, c.k_index);
     a.scale = static_cast<scalar>(c.scale);
+    use_tiles(q, k, v);
     a.softcap = static_cast<scalar>(c.softcap.value_or(0));
     a.offset = c.offset.expect_int();
     a.causal = c.causal;
@@ -92,23 +101,37 @@ template <class scalar> struct Prepared : Alive {
     const bool met_once = a.H == a.Hk && a.N <= query_tile;
     const auto held = [&](int64_t size) { return met_once ? nullptr : room(tiles * key_tile * size); };
     a.whole_values = whole_rows(a.v, a.Dv, wide());
-    a.values = a.whole_values ? as_it_lies(a.v) : held(wide());
-    a.keys_across = held(a.D);
+    const auto along = [&](int64_t width) { return held(a.multiply ? width / 2 : width); };  // pairs of bfloat16 take a number
+    const auto across = [&](int64_t width, int64_t padded_width) { return held(a.multiply ? padded_width / 2 : width); };
+    a.values = a.whole_values ? as_it_lies(a.v) : along(wide());
+    a.keys_across = across(a.D, deep());
     if (backward) {
-      a.values_across = held(a.Dv);
+      a.values_across = across(a.Dv, wide());
       a.whole_keys = whole_rows(a.k, a.D, deep());
-      a.keys = a.whole_keys ? as_it_lies(a.k) : held(deep());
+      a.keys = a.whole_keys ? as_it_lies(a.k) : along(deep());
     }
     if (met_once) return;
     at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
   }
 
   template <class F> void in_parallel(int64_t first, int64_t last, int64_t scratch, const F& f) const {
-    Alive::in_parallel<scalar>(a, first, last, scratch, f);
+    Alive::in_parallel<scalar>(a, first, last, scratch, [&](const auto&... arguments) {
+      f(arguments...);
+      if (a.multiply) at::native::cpublas::brgemm_release();
+    });
   }
 
  private:
   std::shared_ptr<const PatternTiles> pattern_;
+
+  /// Products of bfloat16 in tiles, where the processor has them (AMX).
+  void use_tiles(const Tensor& q, const Tensor& k, const Tensor& v) {
+    if constexpr (std::is_same_v<scalar, float>) {
+      const auto narrow = [](const Tensor& t) { return t.scalar_type() == at::kBFloat16; };
+      if (narrow(q) && narrow(k) && narrow(v) && at::native::cpublas::could_pack(at::kBFloat16)) a.multiply = multiply_tiles;
+    }
+    a.rest = a.scale == 0 ? 1 : a.scale / std::exp2(std::floor(std::log2(std::abs(a.scale))));
+  }
 
   /// Whether rows lie as pack() would put them.
   bool whole_rows(const kernels::Rows& rows, int64_t width, int64_t padded_width) const {
@@ -242,7 +265,9 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   }
 
   const auto of_keys = [&](const Tensor& parts, int64_t width) {
-    return (a.parts == 1 ? parts[0] : parts.sum(0)).narrow(2, 0, a.M).narrow(3, 0, width);
+    Tensor summed = a.parts == 1 ? parts[0] : parts.sum(0);
+    if (a.multiply) summed = summed.view({a.B, a.Hk, tiles, -1, key_tile}).transpose(3, 4).flatten(2, 3);  // they were summed turned
+    return summed.narrow(2, 0, a.M).narrow(3, 0, width);
   };
   const auto of_tables = [&](const Tensor& parts, const Tensor& t) {  // [parts,B,H,...] -> [H or 1,...]
     const Tensor by_head = parts.sum(at::IntArrayRef{0, 1});
@@ -257,7 +282,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   std::vector<Tensor> found;
   const auto add = [&](bool want, const optional<Tensor>& argument, const auto& gradient) { give(found, want, argument, gradient); };
   add(q, c.q, [&] { return out_of_line(c.rows && !c.row_query ? d_q + d_row_query : d_q, c.q_index, c.q); });
-  add(k, c.k, [&] { return out_of_line(of_keys(d_k, a.D), c.k_index, c.k); });
+  add(k, c.k, [&] { return out_of_line(a.multiply ? of_keys(d_k, a.D) * a.rest : of_keys(d_k, a.D), c.k_index, c.k); });
   add(v, c.v, [&] { return out_of_line(of_keys(d_v, a.Dv), c.k_index, c.v); });
   add(bias, c.bias, [&] { return (d_bias.size(0) == 1 ? d_bias[0] : d_bias.sum(0)).view(c.bias->sizes()); });
   add(slopes, c.slopes, [&] { return of_tables(d_slopes, *c.slopes); });

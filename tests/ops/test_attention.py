@@ -208,7 +208,7 @@ def test_gradients_of_kernel_equal_those_of_formula(name: str, dtype: torch.dtyp
     assert_same(gradients(PRIMITIVE, a), gradients(FORMULA, a), tolerance)
 
 
-@pytest.mark.parametrize("name", ["tails", "causal", "table", "grouped"])
+@EVERY_LARGE
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_rounded_once(name: str, dtype: torch.dtype) -> None:
     a = arguments(**LARGE[name], dtype=dtype)
@@ -243,9 +243,19 @@ def test_every_instruction_set(capability: str) -> None:
     assert on_capability(capability, ALL_CAPABILITIES) == capability
 
 
+@EVERY_LARGE
+def test_products_of_the_matrix_unit_round_no_more_than_those_of_vectors(name: str) -> None:
+    a = arguments(**LARGE[name], dtype=torch.bfloat16) | {"scale": 0.3}  # no power of two
+    with torch.backends.mkldnn.flags(enabled=False):
+        want = [*PRIMITIVE(**a), *gradients(PRIMITIVE, a)]
+    for got, exact in zip([*PRIMITIVE(**a), *gradients(PRIMITIVE, a)], want, strict=True):
+        torch.testing.assert_close(got, exact, rtol=2**-7, atol=2**-7 * exact.float().abs().nan_to_num(posinf=0).max().item() * 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["tails", "causal", "grouped"])
-def test_the_same_bits_on_any_number_of_threads(name: str) -> None:
-    a = arguments(**LARGE[name], dtype=torch.float32)
+def test_the_same_bits_on_any_number_of_threads(name: str, dtype: torch.dtype) -> None:
+    a = arguments(**LARGE[name], dtype=dtype)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
