@@ -83,8 +83,8 @@ template <class scalar> struct Softmax {
 
   // Sums over queries: the query tiles of a head are shared out over `parts` tasks, each with its own sums, zero before.
   long parts;
-  scalar* d_k;           // [parts,B,Hk,tiles*key_tile,D rounded up]
-  scalar* d_v;           // [parts,B,Hk,tiles*key_tile,Dv rounded up]
+  scalar* d_k;           // [parts,B,Hk,tiles*key_tile,D rounded up], zeros to add to; of one part [B,Hk,M,D], to be written
+  scalar* d_v;           // [parts,B,Hk,tiles*key_tile,Dv rounded up], likewise
   scalar* d_slopes;      // [parts,B,H]
   scalar* d_table;       // [parts,B,H,table.length]
   scalar* d_rows;        // [parts,B,H,rows.length,D rounded up]

@@ -225,10 +225,18 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
     to = want ? zero.mutable_data_ptr<scalar>() : nullptr;
     return zero;
   };
-  const Tensor d_q = sums(true, a.d_q, {a.B, a.H, a.N, a.D});
-  const Tensor d_row_query = sums(row_query || (q && c.rows && !c.row_query), a.d_row_query, {a.B, a.H, a.N, a.D});
-  const Tensor d_k = sums(true, a.d_k, {a.parts, a.B, a.Hk, tiles * key_tile, deep});
-  const Tensor d_v = sums(true, a.d_v, {a.parts, a.B, a.Hk, tiles * key_tile, wide});
+  const auto written = [&](bool want, scalar*& to, at::IntArrayRef shape) {
+    Tensor room = want ? at::empty(shape, p.options) : Tensor();
+    to = want ? room.mutable_data_ptr<scalar>() : nullptr;
+    return room;
+  };
+  const auto of_head = [&](scalar*& to, int64_t width, int64_t padded_width) {
+    return a.parts == 1 ? written(true, to, {1, a.B, a.Hk, a.M, width}) : sums(true, to, {a.parts, a.B, a.Hk, tiles * key_tile, padded_width});
+  };
+  const Tensor d_q = written(true, a.d_q, {a.B, a.H, a.N, a.D});
+  const Tensor d_row_query = written(row_query || (q && c.rows && !c.row_query), a.d_row_query, {a.B, a.H, a.N, a.D});
+  const Tensor d_k = of_head(a.d_k, a.D, deep);
+  const Tensor d_v = of_head(a.d_v, a.Dv, wide);
   const Tensor d_slopes = sums(slopes, a.d_slopes, {a.parts, a.B, a.H});
   const Tensor d_table = sums(table, a.d_table, {a.parts, a.B, a.H, a.table.length});
   const Tensor d_rows = sums(rows_too, a.d_rows, {a.parts, a.B, a.H, a.rows.length, deep});
