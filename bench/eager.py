@@ -210,8 +210,8 @@ def self_attention(layer: nn.Module, x: Tensor, eps: float) -> Tensor:
     """Non-local attention of a map [B,C,H,W] with two normalised maps before queries and keys, and one behind the values."""
 
     def normalised(name: str, y: Tensor) -> Tensor:
-        part = layer.get_submodule(name)
-        return relu(evaluated(conv2d(y, part.get_parameter("conv.weight"), part.get_parameter("conv.bias")), part.get_submodule("norm"), eps))
+        part, conv = layer.get_submodule(name), layer.get_submodule(f"{name}.conv")
+        return relu(evaluated(conv2d(y, conv.get_parameter("weight"), getattr(conv, "bias", None)), part.get_submodule("norm"), eps))
 
     q, k = (normalised(f"{name}2", normalised(f"{name}1", x)).flatten(2).transpose(1, 2) for name in ("query", "key"))
     v = conv2d(x, layer.get_parameter("value.weight")).flatten(2).transpose(1, 2)

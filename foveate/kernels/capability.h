@@ -13,6 +13,7 @@ template <class scalar> struct WindowSumEngine;
 template <class scalar> struct ProductKeysEngine;
 template <class scalar> struct LatticeEngine;
 template <class scalar> struct InnerSumsEngine;
+template <class scalar> struct PositionLambdaEngine;
 template <class scalar> struct Cluster;
 template <class scalar> struct Partition;
 template <class scalar> struct Edges;
@@ -104,6 +105,8 @@ struct Kernels {
   const InnerSumsEngine<double>* inner_sums_double;
   const ProjectedFeaturesEngine<float>* projected_features_float;
   const ProjectedFeaturesEngine<double>* projected_features_double;
+  const PositionLambdaEngine<float>* position_lambda_float;
+  const PositionLambdaEngine<double>* position_lambda_double;
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
@@ -133,6 +136,8 @@ struct Kernels {
   void cluster_codes(const Codes&, long begin, long end);                   \
   extern const InnerSumsEngine<float> inner_sums_float;                     \
   extern const InnerSumsEngine<double> inner_sums_double;                   \
+  extern const PositionLambdaEngine<float> position_lambda_float;           \
+  extern const PositionLambdaEngine<double> position_lambda_double;         \
   extern const Kernels table;                                               \
   }
 FOVEATE_CAPABILITY(DEFAULT)

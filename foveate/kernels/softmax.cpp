@@ -6,6 +6,7 @@
 #include "kernels/softmax.h"
 
 #include "kernels/capability.h"
+#include "kernels/row_sums.h"
 #include "kernels/softmax_few.h"
 #include "kernels/softmax_online.h"
 #include "kernels/softmax_pack.h"
@@ -79,12 +80,15 @@ template <class scalar> void forward_tile(const Softmax<scalar>& a, const QueryT
 
 /// Scratch of a backward tile.
 template <class scalar> struct BackwardRoom {
+  scalar *d_k, *d_v;  // [tiles*key_tile,D rounded up]: sums of a key head that has one part
   Operand<scalar> queries, d_out;
   scalar *row_query, *p, *ds, *d_q, *d_row_query, *deltas, *factor, *slope, *by_distance, *distances;
   unsigned short* narrowed;
   Packed<scalar> packed;
   BackwardRoom(const Softmax<scalar>& a, Room<scalar>& room) {
-    const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv);
+    const long deep = round_up<scalar>(a.D), wide = round_up<scalar>(a.Dv), keys = a.parts == 1 ? tiles_of(a.M, key_tile) * key_tile : 0;
+    d_k = room.take(keys * deep);
+    d_v = room.take(keys * wide);
     queries = room_for_operand(a, deep, true, room);
     d_out = room_for_operand(a, wide, true, room);
     row_query = room.take(a.rows.length ? query_tile * deep : 0);
@@ -131,25 +135,29 @@ template <class scalar> void differentiate_row(const Softmax<scalar>& a, const Q
 /// Backward of one tile: d_q of its queries, and what they add to the sums of this part.
 ///   p = exp(s - lse);  dv += p^T do;  ds = p (do v^T - delta), delta = do.out - dlse;  dq = scale ds k;  dk += ds^T (scale q)
 template <class scalar> void backward_tile(const Softmax<scalar>& a, const QueryTile& q, long part, scalar* scratch) {
-  if (!asked(a, q)) return;
   constexpr long W = lanes<scalar>;
-  const long wide = round_up<scalar>(a.Dv), deep = round_up<scalar>(a.D), tiles = tiles_of(a.M, key_tile);
+  const long first_row = (q.b * a.H + q.h) * a.N + q.first, part_head = (part * a.B + q.b) * a.H + q.h;
+  if (!asked(a, q)) {
+    for (long n = 0; n < q.height * a.D; ++n) a.d_q[first_row * a.D + n] = 0;
+    for (long n = 0; a.d_row_query && n < q.height * a.D; ++n) a.d_row_query[first_row * a.D + n] = 0;
+    return;
+  }
+  const long wide = round_up<scalar>(a.Dv), deep = round_up<scalar>(a.D);
   Room<scalar> room(scratch);
   const BackwardRoom<scalar> at(a, room);
-  const long first_row = (q.b * a.H + q.h) * a.N + q.first, part_head = (part * a.B + q.b) * a.H + q.h;
   copy_queries(a, q, at.queries);
   if (a.rows.length) copy_rows(a.row_query, q.b, q.h, q.first, q.height, a.D, a.scale, at.row_query, deep);
   copy_rows(a.d_out, q.b, q.h, q.first, q.height, a.Dv, scalar{1}, at.d_out.rows, wide);
   fill(at.d_out, q.height, wide);
   for (long r = 0; r < q.height; ++r) {
-    at.deltas[r] = a.d_lse ? -a.d_lse[first_row + r] : 0;
-    for (long d = 0; d < a.Dv; ++d) at.deltas[r] += at.d_out.rows[r * wide + d] * a.out[(first_row + r) * a.Dv + d];
+    at.deltas[r] = dot(at.d_out.rows + r * wide, a.out + (first_row + r) * a.Dv, a.Dv) - (a.d_lse ? a.d_lse[first_row + r] : 0);
     for (long d = 0; d < deep; d += W) vec(at.d_q + r * deep + d) = Vec<scalar>{};
     for (long d = 0; at.d_row_query && a.d_row_query && d < deep; d += W) vec(at.d_row_query + r * deep + d) = Vec<scalar>{};
   }
-  const long head = q.b * a.Hk + q.hk;
+  const long summed = ((part * a.B + q.b) * a.Hk + q.hk) * tiles_of(a.M, key_tile) * key_tile;
+  scalar* const d_k = a.parts == 1 ? at.d_k : a.d_k + summed * deep;
+  scalar* const d_v = a.parts == 1 ? at.d_v : a.d_v + summed * wide;
   for_each_run(a, q, [&](const Run& run) {
-    const long summed = (part * a.B * a.Hk + head) * tiles * key_tile + run.first;
     const Packed<scalar> met = packed_run(a, q, run, at.packed);
     score(a, q, run, met.keys_across, at.queries, at.row_query, at.p, at.slope, at.distances);
     product_across(a, run, q.height, a.Dv, at.d_out, met.values_across, at.ds);
@@ -174,8 +182,8 @@ template <class scalar> void backward_tile(const Softmax<scalar>& a, const Query
         for (long c = begin; c < end; c += W) vec(at.ds + r * run_keys + c) *= vec(at.slope + r * run_keys + c);
       });
     }
-    product_down(a, run, q.height, wide, at.p, at.d_out, a.d_v + summed * wide, at.narrowed);
-    product_down(a, run, q.height, deep, at.ds, at.queries, a.d_k + summed * deep, at.narrowed);
+    product_down(a, run, q.height, wide, at.p, at.d_out, d_v + run.first * wide, at.narrowed);
+    product_down(a, run, q.height, deep, at.ds, at.queries, d_k + run.first * deep, at.narrowed);
     product_along(a, run, q.height, deep, at.ds, met.keys, at.d_q, at.narrowed);
   });
   for (long r = 0; r < q.height; ++r) {
@@ -200,14 +208,36 @@ template <class scalar> void forward(const Softmax<scalar>& a, long begin, long 
   }
 }
 
+/// Sums of a key head that has one part: a cache holds them, and only what is done is written.
+template <class scalar> void start_sums(const Softmax<scalar>& a, const BackwardRoom<scalar>& at) {
+  const long keys = tiles_of(a.M, key_tile) * key_tile;
+  for (long n = 0; n < keys * round_up<scalar>(a.D); ++n) at.d_k[n] = 0;
+  for (long n = 0; n < keys * round_up<scalar>(a.Dv); ++n) at.d_v[n] = 0;
+}
+template <class scalar> void finish_sums(const Softmax<scalar>& a, const BackwardRoom<scalar>& at, long head) {
+  const auto write = [&](const scalar* sums, long width, scalar factor, scalar* to) {
+    const long padded = round_up<scalar>(width), row = narrow(a) ? 1 : padded, column = narrow(a) ? key_tile : 1;
+    for (long m = 0; m < a.M; ++m) {
+      const scalar* from = sums + m / key_tile * key_tile * padded + m % key_tile * row;
+      for (long d = 0; d < width; ++d) to[(head * a.M + m) * width + d] = factor * from[d * column];
+    }
+  };
+  write(at.d_k, a.D, narrow(a) ? a.rest : 1, a.d_k);
+  write(at.d_v, a.Dv, 1, a.d_v);
+}
+
 /// Tasks [begin, end) of B * Hk * parts. A part takes every parts-th query tile of the query heads that share a key head.
 template <class scalar> void backward(const Softmax<scalar>& a, long begin, long end, scalar* scratch) {
   const long group = a.H / a.Hk, tiles = tiles_of(a.N, query_tile);
+  Room<scalar> room(scratch);
+  const BackwardRoom<scalar> at(a, room);
   for (long task = begin; task < end; ++task) {
     const long head = task / a.parts, part = task % a.parts, b = head / a.Hk, hk = head % a.Hk;
+    if (a.parts == 1) start_sums(a, at);
     for (long h = hk * group; h < (hk + 1) * group; ++h) {
       for (long t = part; t < tiles; t += a.parts) backward_tile(a, query_tile_at(a, b, h, t), part, scratch);
     }
+    if (a.parts == 1) finish_sums(a, at, head);
   }
 }
 

@@ -88,8 +88,8 @@ template <class scalar> struct Softmax {
 
   // Sums over queries: the query tiles of a head are shared out over `parts` tasks, each with its own sums, zero before.
   long parts;
-  scalar* d_k;           // [parts,B,Hk,tiles*key_tile,D rounded up]; of narrow products [parts,B,Hk,tiles,D rounded up,key_tile], as d_v
-  scalar* d_v;           // [parts,B,Hk,tiles*key_tile,Dv rounded up]
+  scalar* d_k;           // [parts,B,Hk,tiles*key_tile,D rounded up], zeros to add to; of one part [B,Hk,M,D], to be written
+  scalar* d_v;           // [parts,B,Hk,tiles*key_tile,Dv rounded up], likewise; where narrow, many parts are [...,tiles,D rounded up,key_tile]
   scalar* d_slopes;      // [parts,B,H]
   scalar* d_table;       // [parts,B,H,table.length]
   scalar* d_rows;        // [parts,B,H,rows.length,D rounded up]

@@ -27,6 +27,8 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .inner_sums_float = &inner_sums_float,
                     .inner_sums_double = &inner_sums_double,
                     .projected_features_float = &projected_features_float,
-                    .projected_features_double = &projected_features_double};
+                    .projected_features_double = &projected_features_double,
+                    .position_lambda_float = &position_lambda_float,
+                    .position_lambda_double = &position_lambda_double};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY

@@ -1,9 +1,14 @@
-// A convolution without bias, batch normalisation, a ReLU that may leak.
+// A convolution, batch normalisation, a ReLU that may leak.
 #pragma once
 #include <foveate/convolution.h>
 #include <foveate/norm.h>
 
 namespace foveate::layers {
+
+/// norm(conv(x)). Running statistics are constants: the norm is then a gain and a shift of each channel, which the convolution takes in, so
+/// that no map is read or kept for it.
+FOVEATE_API Tensor normalised(const Convolution& conv, const BatchNorm& norm, const Tensor& x, bool training, double momentum, double eps,
+                              const Convolution::Steps& steps = Convolution::Steps{});
 
 struct FOVEATE_API ConvNormRelu {
   Convolution conv;

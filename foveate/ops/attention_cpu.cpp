@@ -248,10 +248,18 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
     to = want ? zero.mutable_data_ptr<scalar>() : nullptr;
     return zero;
   };
-  const Tensor d_q = sums(true, a.d_q, {a.B, a.H, a.N, a.D});
-  const Tensor d_row_query = sums(row_query || (q && c.rows && !c.row_query), a.d_row_query, {a.B, a.H, a.N, a.D});
-  const Tensor d_k = sums(true, a.d_k, {a.parts, a.B, a.Hk, tiles * key_tile, deep});
-  const Tensor d_v = sums(true, a.d_v, {a.parts, a.B, a.Hk, tiles * key_tile, wide});
+  const auto written = [&](bool want, scalar*& to, at::IntArrayRef shape) {
+    Tensor room = want ? at::empty(shape, p.options) : Tensor();
+    to = want ? room.mutable_data_ptr<scalar>() : nullptr;
+    return room;
+  };
+  const auto of_head = [&](scalar*& to, int64_t width, int64_t padded_width) {
+    return a.parts == 1 ? written(true, to, {1, a.B, a.Hk, a.M, width}) : sums(true, to, {a.parts, a.B, a.Hk, tiles * key_tile, padded_width});
+  };
+  const Tensor d_q = written(true, a.d_q, {a.B, a.H, a.N, a.D});
+  const Tensor d_row_query = written(row_query || (q && c.rows && !c.row_query), a.d_row_query, {a.B, a.H, a.N, a.D});
+  const Tensor d_k = of_head(a.d_k, a.D, deep);
+  const Tensor d_v = of_head(a.d_v, a.Dv, wide);
   const Tensor d_slopes = sums(slopes, a.d_slopes, {a.parts, a.B, a.H});
   const Tensor d_table = sums(table, a.d_table, {a.parts, a.B, a.H, a.table.length});
   const Tensor d_rows = sums(rows_too, a.d_rows, {a.parts, a.B, a.H, a.rows.length, deep});
@@ -264,9 +272,10 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
     p.in_parallel(0, heads * a.parts, scratch, p.run.backward);
   }
 
-  const auto of_keys = [&](const Tensor& parts, int64_t width) {
-    Tensor summed = a.parts == 1 ? parts[0] : parts.sum(0);
-    if (a.multiply) summed = summed.view({a.B, a.Hk, tiles, -1, key_tile}).transpose(3, 4).flatten(2, 3);  // they were summed turned
+  const auto of_keys = [&](const Tensor& parts, int64_t width, scalar factor) {
+    if (a.parts == 1) return parts[0];
+    Tensor summed = parts.sum(0);
+    if (a.multiply) summed = (factor * summed).view({a.B, a.Hk, tiles, -1, key_tile}).transpose(3, 4).flatten(2, 3);  // it was summed turned
     return summed.narrow(2, 0, a.M).narrow(3, 0, width);
   };
   const auto of_tables = [&](const Tensor& parts, const Tensor& t) {  // [parts,B,H,...] -> [H or 1,...]
@@ -282,8 +291,8 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   std::vector<Tensor> found;
   const auto add = [&](bool want, const optional<Tensor>& argument, const auto& gradient) { give(found, want, argument, gradient); };
   add(q, c.q, [&] { return out_of_line(c.rows && !c.row_query ? d_q + d_row_query : d_q, c.q_index, c.q); });
-  add(k, c.k, [&] { return out_of_line(a.multiply ? of_keys(d_k, a.D) * a.rest : of_keys(d_k, a.D), c.k_index, c.k); });
-  add(v, c.v, [&] { return out_of_line(of_keys(d_v, a.Dv), c.k_index, c.v); });
+  add(k, c.k, [&] { return out_of_line(of_keys(d_k, a.D, a.rest), c.k_index, c.k); });
+  add(v, c.v, [&] { return out_of_line(of_keys(d_v, a.Dv, 1), c.k_index, c.v); });
   add(bias, c.bias, [&] { return (d_bias.size(0) == 1 ? d_bias[0] : d_bias.sum(0)).view(c.bias->sizes()); });
   add(slopes, c.slopes, [&] { return of_tables(d_slopes, *c.slopes); });
   add(table, c.table, [&] { return of_tables(d_table, *c.table); });

@@ -1,25 +1,21 @@
-#include <foveate/attention_formula.h>
-#include <foveate/op.h>
 #include <foveate/position_lambda.h>
+
+#include "kernels/dispatch.h"
+#include "kernels/position_lambda.h"
+
+#include <foveate/op.h>
+#include <foveate/prepared.h>
 
 #include <algorithm>
 
 namespace foveate::ops {
 namespace {
 
-std::vector<int64_t> each(const Tensor& weight, int64_t value) { return std::vector<int64_t>(static_cast<std::size_t>(weight.dim() - 2), value); }
-
-/// v [b,U,c,*R] -> [b c,U,*R]
-Tensor as_images(const Tensor& v) { return v.transpose(1, 2).flatten(0, 1); }
-
-/// The lambdas of as many images, [b c,K,*S].
-Tensor lambdas_of(const Tensor& images, const Tensor& weight, const optional<Tensor>& bias, int64_t padding) {
-  return at::convolution(images, weight, bias, each(weight, 1), each(weight, padding), each(weight, 1), /*transposed=*/false, each(weight, 0), 1);
-}
-
 Tensor position_lambda_formula(const Tensor& q, const Tensor& v, const Tensor& weight, const optional<Tensor>& bias, int64_t padding) {
-  const Tensor lambdas = lambdas_of(as_images(v), weight, bias, padding).unflatten(0, {q.size(0), v.size(2)});  // [B,V,K,*S]
-  return (q.unsqueeze(2) * lambdas.unsqueeze(1)).sum(3);
+  const auto each = [&](int64_t value) { return std::vector<int64_t>(static_cast<std::size_t>(weight.dim() - 2), value); };
+  const Tensor images = v.transpose(1, 2).flatten(0, 1);                                                             // [B V,U,*R]
+  const Tensor lambdas = at::convolution(images, weight, bias, each(1), each(padding), each(1), false, each(0), 1);  // [B V,K,*S]
+  return (q.unsqueeze(2) * lambdas.unflatten(0, {q.size(0), v.size(2)}).unsqueeze(1)).sum(3);
 }
 
 Tensor position_lambda_meta(const Tensor& q, const Tensor& v, const Tensor&, const optional<Tensor>&, int64_t) {
@@ -28,81 +24,114 @@ Tensor position_lambda_meta(const Tensor& q, const Tensor& v, const Tensor&, con
   return q.new_empty_symint(shape);
 }
 
-/// Sequences and channels that are done together: their lambdas stay in a cache.
-template <class F> void in_parts(const Tensor& q, const Tensor& v, const F& part) {
-  constexpr int64_t most = int64_t{1} << 19;                                                                                // lambdas
-  const int64_t B = q.size(0), V = v.size(2), one = std::max<int64_t>(q.numel() / std::max<int64_t>(B * q.size(1), 1), 1);  // K S
-  const int64_t channels = std::clamp<int64_t>(most / one, 1, V), sequences = channels < V ? 1 : std::clamp<int64_t>(most / (one * V), 1, B);
-  for (int64_t b = 0; b < B; b += sequences) {
-    for (int64_t c = 0; c < V; c += channels) part(b, std::min(sequences, B - b), c, std::min(channels, V - c));
-  }
+template <class scalar> const kernels::PositionLambdaEngine<scalar>& engine() {
+  if constexpr (std::is_same_v<scalar, double>) return *cpu_kernels().position_lambda_double;
+  else return *cpu_kernels().position_lambda_float;
 }
 
-Tensor position_lambda_parts(const Tensor& q_given, const Tensor& v_given, const Tensor& weight_given, const optional<Tensor>& bias_given,
-                             int64_t padding) {
-  const auto type = accumulation_type(q_given.scalar_type());
-  const Tensor q = q_given.to(type), v = v_given.to(type), weight = weight_given.to(type);
-  const optional<Tensor> bias = bias_given ? optional(bias_given->to(type)) : std::nullopt;
-  const int64_t K = q.size(2);
-  auto shape = q.sizes().vec();
-  shape[2] = v.size(2);
-  Tensor out = q.new_zeros(shape);
-  if (out.numel() == 0) return out.to(q_given.scalar_type());
-  in_parts(q, v, [&](int64_t b, int64_t sequences, int64_t c, int64_t channels) {
-    const Tensor images = as_images(v.narrow(0, b, sequences).narrow(2, c, channels));
-    const Tensor lambdas = lambdas_of(images, weight, bias, padding).unflatten(0, {sequences, channels});  // [b,c,K,*S]
-    const Tensor queries = q.narrow(0, b, sequences);                                                      // [b,h,K,*S]
-    Tensor sum = out.narrow(0, b, sequences).narrow(2, c, channels);                                       // [b,h,c,*S]
-    for (int64_t k = 0; k < K; ++k) sum.addcmul_(queries.select(2, k).unsqueeze(2), lambdas.select(2, k).unsqueeze(1));
+/// As the kernels take them: features last, filled up to whole vectors; rows of values between margins.
+template <class scalar> struct Prepared : Alive {
+  kernels::PositionLambda<scalar> a{};
+  int64_t K;
+
+  Prepared(const Tensor& q, const Tensor& v, const Tensor& weight, const optional<Tensor>& bias, int64_t padding) : Alive(q), K(q.size(2)) {
+    const bool line = weight.dim() == 3;
+    const auto along = [&](int64_t d, int64_t pad) {
+      return kernels::Window{.queries = q.size(d), .values = v.size(d), .taps = weight.size(d - 1), .padding = pad};
+    };
+    a.down = line ? kernels::Window{.queries = 1, .values = 1, .taps = 1, .padding = 0} : along(3, padding);
+    a.across = along(q.dim() - 1, padding);
+    a.B = q.size(0);
+    a.H = q.size(1);
+    a.U = v.size(1);
+    a.V = v.size(2);
+    a.features = padded(K, engine<scalar>().vector);
+    a.margin = engine<scalar>().margin;
+    a.row_of_values = a.across.values + 2 * a.margin;
+    a.row_of_lambdas = a.across.queries + 2 * a.margin;
+    a.q = numbers<scalar>(filled(q.flatten(3).permute({0, 3, 1, 2})));
+    a.values = numbers<scalar>(at::constant_pad_nd(v.to(options.dtype()).transpose(1, 2), {a.margin, a.margin}));
+    a.weight = numbers<scalar>(filled(weight.flatten(2).permute({1, 2, 0})));
+    a.bias = bias ? numbers<scalar>(filled(*bias)) : nullptr;
+  }
+
+  Tensor filled(const Tensor& x) const { return at::constant_pad_nd(x.to(options.dtype()), {0, a.features - K}); }
+  template <class F> void with_scratch(int64_t tasks, const F& f) const { in_parallel<scalar>(a, 0, tasks, engine<scalar>().tile * a.features, f); }
+  template <class F> void each(int64_t tasks, const F& f) const {
+    at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { f(a, begin, end); });
+  }
+};
+
+template <class scalar> Tensor forward(const Tensor& q, const Tensor& v, const Tensor& weight, const optional<Tensor>& bias, int64_t padding) {
+  Prepared<scalar> p(q, v, weight, bias, padding);
+  const Tensor out = at::empty(position_lambda_meta(q, v, weight, bias, padding).sizes(), p.options);
+  p.a.out = out.mutable_data_ptr<scalar>();
+  p.with_scratch(p.a.B * p.a.V * p.a.down.queries, engine<scalar>().forward);
+  return out.to(q.scalar_type());
+}
+
+bool empty(const Tensor& q, const Tensor& v) { return q.numel() == 0 || v.numel() == 0; }
+
+Tensor position_lambda_cpu(const Tensor& q, const Tensor& v, const Tensor& weight, const optional<Tensor>& bias, int64_t padding) {
+  if (empty(q, v)) return position_lambda_formula(q, v, weight, bias, padding).contiguous();
+  return q.scalar_type() == at::kDouble ? forward<double>(q, v, weight, bias, padding) : forward<float>(q, v, weight, bias, padding);
+}
+
+/// As many images together as gradients of lambdas stay in a cache: those of values and taps read them again and again.
+template <class scalar> int64_t images_together(const kernels::PositionLambda<scalar>& a) {
+  constexpr int64_t numbers = int64_t{1} << 18;
+  return std::clamp<int64_t>(numbers / (a.down.queries * a.row_of_lambdas * a.features), 1, a.B * a.V);
+}
+
+template <class scalar> std::vector<Tensor> backward(const Backward& call, const Tensor& q, const Tensor& v, const Tensor& weight,
+                                                     const optional<Tensor>& bias, int64_t padding) {
+  Prepared<scalar> p(q, v, weight, bias, padding);
+  kernels::PositionLambda<scalar>& a = p.a;
+  const auto& run = engine<scalar>();
+  const Tensor given = call.gradients[0].to(p.options.dtype()).contiguous();  // [B,h,V,*S]
+  a.d_out = given.template const_data_ptr<scalar>();
+  Wanted wanted(call);
+  const bool of_q = wanted(q), of_v = wanted(v), of_weight = wanted(weight), of_bias = wanted(bias);
+  Tensor d_q, d_v, d_weight;
+  if (of_q) {
+    d_q = at::zeros({a.B, a.down.queries * a.across.queries, a.H, a.features}, p.options);
+    a.d_q = d_q.template mutable_data_ptr<scalar>();
+    p.with_scratch(a.B * a.down.queries, run.backward_q);
+  }
+  if (of_v || of_weight) {
+    const int64_t together = images_together(a);
+    a.d_lambdas = p.template room<scalar>({together, a.down.queries, a.row_of_lambdas, a.features});
+    d_v = at::empty({a.B, a.V, a.U, v.numel() / (a.B * a.V * a.U)}, p.options);
+    d_weight = at::zeros({a.U, a.down.taps * a.across.taps, a.features}, p.options);
+    a.d_values = d_v.template mutable_data_ptr<scalar>();
+    a.d_weight = d_weight.template mutable_data_ptr<scalar>();
+    for (a.first = 0; a.first < a.B * a.V; a.first += together) {
+      a.images = std::min<int64_t>(together, a.B * a.V - a.first);
+      p.each(a.images * a.down.queries, run.backward_lambdas);
+      if (of_v) p.each(a.images * a.U * a.down.values, run.backward_values);
+      if (of_weight) p.each(a.U * a.down.taps, run.backward_weight);
+    }
+  }
+  std::vector<Tensor> found;
+  give(found, of_q, q, [&] { return d_q.narrow(3, 0, p.K).permute({0, 2, 3, 1}).reshape(q.sizes()); });
+  give(found, of_v, v, [&] { return d_v.transpose(1, 2).reshape(v.sizes()); });
+  give(found, of_weight, weight, [&] { return d_weight.narrow(2, 0, p.K).permute({2, 0, 1}).reshape(weight.sizes()); });
+  give(found, of_bias, bias, [&] {  // lambda has the bias everywhere: sum over places of q and of the gradients of all values
+    return at::matmul(q.to(p.options.dtype()).flatten(3), given.sum(2).flatten(2).unsqueeze(-1)).sum({0, 1}).squeeze(-1);
   });
-  return out.to(q_given.scalar_type());
+  return found;
 }
 
 Gradients position_lambda_backward(const Backward& call, Tensor q, Tensor v, Tensor weight, optional<Tensor> bias, int64_t padding) {
-  if (!call.gradients[0].defined() || call.gradients[0].numel() == 0) return std::nullopt;
-  const auto type = accumulation_type(q.scalar_type());
-  const Tensor queries = q.to(type), values = v.to(type), taps = weight.to(type), given = call.gradients[0].to(type);
-  const optional<Tensor> shift = bias ? optional(bias->to(type)) : std::nullopt;
-  const int64_t K = q.size(2);
-  Wanted wanted(call);
-  const bool of_q = wanted(q), of_v = wanted(v), of_weight = wanted(weight), of_bias = wanted(bias);
-  Tensor d_q = at::zeros_like(queries), d_v = at::zeros_like(values), d_weight = at::zeros_like(taps);
-  Tensor d_bias = taps.new_zeros({K});
-  in_parts(queries, values, [&](int64_t b, int64_t sequences, int64_t c, int64_t channels) {
-    const Tensor images = as_images(values.narrow(0, b, sequences).narrow(2, c, channels)), here = queries.narrow(0, b, sequences);
-    const Tensor d_out = given.narrow(0, b, sequences).narrow(2, c, channels);  // [b,h,c,*S]
-    if (of_q) {
-      const Tensor lambdas = lambdas_of(images, taps, shift, padding).unflatten(0, {sequences, channels});  // [b,c,K,*S]
-      Tensor sum = d_q.narrow(0, b, sequences);
-      for (int64_t k = 0; k < K; ++k) sum.select(2, k).add_((d_out * lambdas.select(2, k).unsqueeze(1)).sum(2));
-    }
-    if (!of_v && !of_weight && !of_bias) return;
-    std::vector<Tensor> of_feature;  // [b,c,*S]
-    for (int64_t k = 0; k < K; ++k) of_feature.push_back((here.select(2, k).unsqueeze(2) * d_out).sum(1));
-    const Tensor d_lambdas = at::stack(of_feature, 2).flatten(0, 1);  // [b c,K,*S]
-    const auto [d_images, d_taps, d_shift] =
-        at::convolution_backward(d_lambdas, images, taps, taps.sizes().slice(0, 1), each(taps, 1), each(taps, padding), each(taps, 1), false,
-                                 each(taps, 0), 1, {of_v, of_weight, of_bias});
-    if (of_v) d_v.narrow(0, b, sequences).narrow(2, c, channels).add_(d_images.unflatten(0, {sequences, channels}).transpose(1, 2));
-    if (of_weight) d_weight.add_(d_taps);
-    if (of_bias) d_bias.add_(d_shift);
-  });
-  std::vector<Tensor> found;
-  give(found, of_q, q, [&] { return d_q; });
-  give(found, of_v, v, [&] { return d_v; });
-  give(found, of_weight, weight, [&] { return d_weight; });
-  give(found, of_bias, bias, [&] { return d_bias; });
-  return found;
+  if (!call.gradients[0].defined() || empty(q, v)) return std::nullopt;
+  return q.scalar_type() == at::kDouble ? backward<double>(call, q, v, weight, bias, padding) : backward<float>(call, q, v, weight, bias, padding);
 }
 
 }  // namespace
 
-FOVEATE_OP(position_lambda, "_position_lambda(Tensor q, Tensor v, Tensor weight, Tensor? bias, int padding) -> Tensor",
-           {.formula = &position_lambda_formula,
-            .meta = &position_lambda_meta,
-            .cpu = &position_lambda_parts,
-            .cpu_backward = &position_lambda_backward,
-            .any_device = true})
+FOVEATE_OP(
+    position_lambda, "_position_lambda(Tensor q, Tensor v, Tensor weight, Tensor? bias, int padding) -> Tensor",
+    {.formula = &position_lambda_formula, .meta = &position_lambda_meta, .cpu = &position_lambda_cpu, .cpu_backward = &position_lambda_backward})
 
 Tensor position_lambda(const Tensor& q, const Tensor& v, const Tensor& weight, const optional<Tensor>& bias, int64_t padding) {
   const int64_t taps = weight.dim() - 2;

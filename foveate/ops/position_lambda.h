@@ -2,7 +2,7 @@
 //
 //   out[b,h,v,n] = sum_k q[b,h,k,n] lambda[b,v,k,n];  lambda[b,v,k,n] = bias[k] + sum_{u,a} weight[k,u,a] values[b,u,v,n + a - padding]
 //
-// The lambdas, K for each value of each position, are never whole in memory: some channels of some sequences at a time, and again for gradients.
+// On a CPU the lambdas, K for each value of each position, are never whole in memory: a tile of positions at a time, and again for gradients.
 #pragma once
 #include <foveate/tensor.h>
 

@@ -189,6 +189,7 @@ LARGE: dict[str, dict[str, Any]] = {
     "few queries, dropped": {"B": 1, "N": 1, "M": 333, "H": 40, "Hk": 1, "D": 8, "Dv": 8, "dropout": 0.5, "drawn": True},
     "split": {"B": 1, "N": 40, "M": 5000, "H": 2, "Hk": 2, "D": 8, "Dv": 8, "mask": "NM"},
     "split, causal": {"B": 1, "N": 70, "M": 5000, "H": 1, "Hk": 1, "D": 8, "Dv": 8, "causal": True, "window": 2500},
+    "many heads": {"N": 140, "M": 130, "H": 8, "Hk": 8, "D": 20, "causal": True},
     "grouped": {"N": 70, "M": 70, "H": 6, "Hk": 2, "key_mask": True},
 }
 EVERY_LARGE = pytest.mark.parametrize("name", LARGE)

@@ -1,4 +1,5 @@
 #include <foveate/attention_formula.h>
+#include <foveate/conv_norm_relu.h>
 #include <foveate/fast_attention_seg.h>
 #include <foveate/init.h>
 #include <foveate/linear_attention.h>
@@ -102,7 +103,7 @@ struct Normed {
   bool training;
 
   Tensor operator()(const FastAttentionConvolution& p, const Tensor& x, int64_t padding = 0) const {
-    return p.norm(p.conv(x, {.padding = padding}), training, options.bn_momentum, options.bn_eps);
+    return layers::normalised(p.conv, p.norm, x, training, options.bn_momentum, options.bn_eps, {.padding = padding});
   }
   Tensor active(const FastAttentionConvolution& p, const Tensor& x, int64_t padding = 0) const {
     return at::leaky_relu((*this)(p, x, padding), options.leaky_slope);

@@ -1,5 +1,6 @@
 #include <foveate/attention.h>
 #include <foveate/attention_formula.h>
+#include <foveate/conv_norm_relu.h>
 #include <foveate/init.h>
 #include <foveate/lambda_networks.h>
 #include <foveate/linear_attention.h>
@@ -169,9 +170,9 @@ Tensor LambdaLayer::forward(const Options& o, const Parameters& p, const Inputs&
                     ", got ", in.x.sym_sizes());
   TORCH_CHECK_VALUE(o.n ? p.embedding.has_value() : p.conv.has_value(), "lambda_layer: embedding is needed with n, conv with r");
   const Size H = extent(in.x, 2), W = extent(in.x, 3);
-  const Tensor q = p.query_norm(p.query(in.x), training, o.bn_momentum, o.bn_eps);  // [B,h K,H,W]
-  const Tensor k = p.key(in.x);                                                     // [B,U K,H,W]
-  Tensor v = p.value_norm(p.value(in.x), training, o.bn_momentum, o.bn_eps);        // [B,U V,H,W]
+  const Tensor q = layers::normalised(p.query, p.query_norm, in.x, training, o.bn_momentum, o.bn_eps);  // [B,h K,H,W]
+  const Tensor k = p.key(in.x);                                                                         // [B,U K,H,W]
+  Tensor v = layers::normalised(p.value, p.value_norm, in.x, training, o.bn_momentum, o.bn_eps);        // [B,U V,H,W]
   if (in.mask) v = v * in.mask->to(v.scalar_type()).unsqueeze(1);
 
   const Tensor queries = q.flatten(2).unflatten(1, {o.num_heads, o.dim_k});                 // [B,h,K,N]

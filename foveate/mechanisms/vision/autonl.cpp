@@ -1,4 +1,5 @@
 #include <foveate/autonl.h>
+#include <foveate/conv_norm_relu.h>
 #include <foveate/init.h>
 
 namespace foveate {
@@ -40,7 +41,7 @@ Tensor LightNonLocalBlock::forward(const Options& o, const Parameters& p, const 
   const Tensor H = length_of(x, 2), W = length_of(x, 3);
   const Tensor divisor = o.normalize == LightNormalize::hw ? H * W : H / W;
   const Tensor f = product(theta, g.narrow(1, 0, compared(o)), g, divisor).reshape_symint(x.sym_sizes());  // [B,C,H,W]
-  return x + p.norm(p.depthwise(f, {.padding = 1, .groups = o.in_channels}), training, o.bn_momentum, o.bn_eps);
+  return x + layers::normalised(p.depthwise, p.norm, f, training, o.bn_momentum, o.bn_eps, {.padding = 1, .groups = o.in_channels});
 }
 
 FOVEATE_MECHANISM(LightNonLocalBlock)

@@ -1,5 +1,6 @@
 #include <ATen/core/grad_mode.h>
 #include <foveate/attention_formula.h>
+#include <foveate/conv_norm_relu.h>
 #include <foveate/emanet.h>
 #include <foveate/init.h>
 
@@ -58,7 +59,7 @@ EMAU::Outputs EMAU::forward(const Options& o, const Parameters& p, const Inputs&
   const auto [mu, z] = o.grad_through_em ? rounds(in.x, p.conv_in) : rounds(in.x.detach(), constant(p.conv_in));
 
   const Tensor rebuilt = at::matmul(mu, z.transpose(1, 2)).to(in.x.scalar_type()).reshape_symint(in.x.sym_sizes()).relu();
-  const Tensor out = (p.norm(p.conv_out(rebuilt), training, o.bn_momentum, o.bn_eps) + in.x).relu();
+  const Tensor out = (layers::normalised(p.conv_out, p.norm, rebuilt, training, o.bn_momentum, o.bn_eps) + in.x).relu();
   if (training) {
     const Tensor now = mu.detach().mean(0, true).to(p.bases.scalar_type());
     p.bases.mul_(o.momentum).add_(now, 1 - o.momentum);

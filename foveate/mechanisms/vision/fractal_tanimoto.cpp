@@ -1,4 +1,5 @@
 #include <foveate/attention_formula.h>
+#include <foveate/conv_norm_relu.h>
 #include <foveate/fractal_tanimoto.h>
 #include <foveate/init.h>
 #include <foveate/inner_sums.h>
@@ -8,6 +9,8 @@
 
 namespace foveate {
 namespace {
+
+constexpr double momentum = 0.1, eps = 1e-5;
 
 /// FT over positions [B,C,1,1], channels [B,1,H,W] or all [B,1,1,1]. The sums of p and l and those of their complements are two of a kind.
 Tensor similarity(const Tensor& p, const Tensor& l, FractalOver over, int64_t depth, double smooth) {
@@ -29,7 +32,9 @@ Tensor similarity(const Tensor& p, const Tensor& l, FractalOver over, int64_t de
 FractalNormalisation::Plan plan(const auto& o) { return {.kind = o.norm, .groups = o.norm_groups}; }
 
 Tensor through(const FractalConvolution& c, const auto& o, const Tensor& x, bool training) {
-  return c.norm(c.conv(x, {.padding = c.conv.weight.size(2) / 2, .groups = o.num_heads}), plan(o), training);
+  const layers::Convolution::Steps steps{.padding = c.conv.weight.size(2) / 2, .groups = o.num_heads};
+  if (o.norm == FractalNorm::batch) return layers::normalised(c.conv, c.norm.of_batches(), x, training, momentum, eps, steps);
+  return c.norm(c.conv(x, steps), plan(o), training);
 }
 
 Tensor attend(const auto& o, const FractalAttention::Parameters& p, const Tensor& x, const Tensor& key, const Tensor& value, bool training) {
@@ -80,16 +85,18 @@ FractalNormalisation FractalNormalisation::init(const Plan& plan, int64_t width)
   return made;
 }
 
+layers::BatchNorm FractalNormalisation::of_batches() const {
+  TORCH_CHECK_VALUE(running_mean && running_var, "fractal normalisation: running_mean and running_var are needed where norm is batch");
+  return {.weight = weight, .bias = bias, .running_mean = *running_mean, .running_var = *running_var};
+}
+
 Tensor FractalNormalisation::operator()(const Tensor& x, const Plan& plan, bool training) const {
-  constexpr double eps = 1e-5;
   const auto standard = [&](const Tensor& t, at::IntArrayRef over) {
     return (t - t.mean(over, true)) / (t.var(over, /*unbiased=*/false, /*keepdim=*/true) + eps).sqrt();
   };
   const auto scaled = [&](const Tensor& t) { return t * weight.view({-1, 1, 1}) + bias.view({-1, 1, 1}); };
   switch (plan.kind) {
-    case FractalNorm::batch:
-      TORCH_CHECK_VALUE(running_mean && running_var, "fractal normalisation: running_mean and running_var are needed where norm is batch");
-      return layers::BatchNorm{.weight = weight, .bias = bias, .running_mean = *running_mean, .running_var = *running_var}(x, training, 0.1, eps);
+    case FractalNorm::batch: return of_batches()(x, training, momentum, eps);
     case FractalNorm::group: {
       const Tensor grouped = standard(x.unflatten(1, {plan.groups, -1}), {2, 3, 4});  // [B,groups,C/groups,H,W]
       return (grouped * weight.view({-1, 1, 1, 1}) + bias.view({-1, 1, 1, 1})).flatten(1, 2);

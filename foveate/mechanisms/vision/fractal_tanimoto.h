@@ -3,6 +3,7 @@
 #pragma once
 #include <foveate/contract.h>
 #include <foveate/convolution.h>
+#include <foveate/norm.h>
 
 namespace foveate {
 
@@ -39,6 +40,7 @@ struct FOVEATE_API FractalNormalisation {
     int64_t groups;
   };
   static FractalNormalisation init(const Plan& plan, int64_t channels);
+  layers::BatchNorm of_batches() const;
   Tensor operator()(const Tensor& x, const Plan& plan, bool training) const;
 };
 

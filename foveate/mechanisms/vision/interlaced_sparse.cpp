@@ -1,7 +1,6 @@
 #include <foveate/attention.h>
 #include <foveate/dropout.h>
 #include <foveate/interlaced_sparse.h>
-#include <foveate/sparse_attention.h>
 
 namespace foveate {
 namespace {
@@ -20,11 +19,10 @@ Self::Parameters transforms(int64_t in, int64_t keys, int64_t values, int64_t ou
           .out = layers::ConvNormRelu::init(values, out)};
 }
 
-/// Groups of positions that attend to each other: a map [B,C,H,W] in lines [B,groups,tokens,C], and back.
+/// Groups of positions that attend to each other: a map [B,C,H,W] in lines [.,groups,tokens,C], and back.
 struct Groups {
   std::function<Tensor(const Tensor&)> gather;
   std::function<Tensor(const Tensor&, const Tensor&)> scatter;  // attended values, and a map of the shape that they take
-  optional<patterns::Pattern> pattern = {};
   bool causal = false;
   optional<Tensor> mask = {};  // [B,1,H,W], where only some positions are keys
 };
@@ -34,9 +32,7 @@ Tensor attend(const Self::Parameters& p, const Tensor& x, const Groups& groups, 
   const Tensor q = p.query2(p.query1(x, s), s), k = p.key2(p.key1(x, s), s), v = p.value(x);
   ops::Attention how{.causal = groups.causal};
   if (groups.mask) how.mask = groups.gather(*groups.mask).squeeze(3).unsqueeze(2);  // [B,groups,1,tokens]
-  const Tensor a = groups.gather(q), b = groups.gather(k), c = groups.gather(v);
-  const Tensor read = groups.pattern ? ops::sparse_attention(a, b, c, *groups.pattern, how).out : ops::attention(a, b, c, how).out;
-  return p.out(groups.scatter(read, v), s);
+  return p.out(groups.scatter(ops::attention(groups.gather(q), groups.gather(k), groups.gather(v), how).out, v), s);
 }
 
 Groups all_positions() {
@@ -51,24 +47,27 @@ struct Tiles {
   Tensor open(const Tensor& map) const { return map.unflatten_symint(3, {b, dw}).unflatten_symint(2, {a, dh}); }  // [B,C,a,dh,b,dw]
 };
 
+/// The same map with the channels of a position side by side: then positions are gathered and scattered row by row.
+Tensor channels_last(const Tensor& map) { return map.movedim(1, -1).contiguous().movedim(-1, 1); }
+
 /// Positions with the same place in their tiles: dh dw groups of a b.
 Groups far_apart(const Tiles& t) {
   return {.gather = [t](const Tensor& map) { return t.open(map).permute({0, 3, 5, 2, 4, 1}).flatten(3, 4).flatten(1, 2); },
           .scatter =
-              [t](const Tensor& read, const Tensor& map) {
-                return read.unflatten(1, {t.dh, t.dw}).unflatten_symint(3, {t.a, t.b}).permute({0, 5, 3, 1, 4, 2}).reshape_symint(map.sym_sizes());
+              [t](const Tensor& read, const Tensor&) {
+                const Tensor tiles = read.unflatten(1, {t.dh, t.dw}).unflatten_symint(3, {t.a, t.b});  // [B,dh,dw,a,b,C]
+                return tiles.permute({0, 3, 1, 4, 2, 5}).flatten(1, 2).flatten(2, 3).movedim(-1, 1);
               }};
 }
 
-/// Tiles: a b groups of dh dw positions, one behind another.
+/// Tiles: B a b groups of dh dw positions.
 Groups neighbours(const Tiles& t) {
-  return {.gather = [t](const Tensor& map) { return t.open(map).permute({0, 2, 4, 3, 5, 1}).flatten(1, 4).unsqueeze(1); },
+  return {.gather = [t](const Tensor& map) { return t.open(map).permute({0, 2, 4, 3, 5, 1}).flatten(3, 4).flatten(0, 2).unsqueeze(1); },
           .scatter =
               [t](const Tensor& read, const Tensor& map) {
-                const Tensor tiles = read.squeeze(1).unflatten_symint(1, {t.a, t.b, t.dh, t.dw});
-                return tiles.permute({0, 5, 1, 3, 2, 4}).reshape_symint(map.sym_sizes());
-              },
-          .pattern = patterns::block_diagonal(t.dh * t.dw)};
+                const Tensor tiles = read.squeeze(1).unflatten(1, {t.dh, t.dw}).unflatten_symint(0, {extent(map, 0), t.a, t.b});  // [B,a,b,dh,dw,C]
+                return tiles.permute({0, 1, 3, 2, 4, 5}).flatten(1, 2).flatten(2, 3).movedim(-1, 1);
+              }};
 }
 
 Tensor interlaced(const auto& o, const Block::Parameters& p, const Self::Inputs& in, int64_t dh, int64_t dw, bool causal, bool mask_padding,
@@ -77,7 +76,10 @@ Tensor interlaced(const auto& o, const Block::Parameters& p, const Self::Inputs&
   const Size H = extent(x, 2), W = extent(x, 3);
   const Tiles tiles{.a = (H + (dh - 1)) / dh, .b = (W + (dw - 1)) / dw, .dh = dh, .dw = dw};
   const Size tall = tiles.a * dh - H, wide = tiles.b * dw - W, top = tall / 2, left = wide / 2;
-  const auto padded = [&](const Tensor& t, double with = 0) { return at::constant_pad_nd_symint(t, {left, wide - left, top, tall - top}, with); };
+  const bool fits = tall.maybe_as_int() == 0 && wide.maybe_as_int() == 0;
+  const auto padded = [&](const Tensor& t, double with = 0) {
+    return fits ? t : at::constant_pad_nd_symint(t, {left, wide - left, top, tall - top}, with);
+  };
   Groups far = far_apart(tiles), near = neighbours(tiles);
   far.causal = near.causal = causal;
   if (mask_padding || in.mask) {
@@ -85,7 +87,8 @@ Tensor interlaced(const auto& o, const Block::Parameters& p, const Self::Inputs&
     far.mask = near.mask = padded(seen, mask_padding ? 0 : 1);
   }
   const auto s = layers::steps_of(o, training);
-  return attend(p.short_range, attend(p.long_range, padded(x), far, s), near, s).narrow_symint(2, top, H).narrow_symint(3, left, W);
+  const Tensor out = attend(p.short_range, attend(p.long_range, channels_last(padded(x)), far, s), near, s);
+  return fits ? out : out.narrow_symint(2, top, H).narrow_symint(3, left, W);
 }
 
 void check_widths(const char* form, const auto& o) {
