@@ -24,6 +24,11 @@ def test_importing_brings_no_tool_of_the_command_line() -> None:
     assert out.stdout.strip() == ""
 
 
+def test_the_module_is_the_command_line() -> None:
+    out = subprocess.run([sys.executable, "-m", "foveate", "list"], capture_output=True, text=True, check=True)
+    assert "nystromformer" in out.stdout
+
+
 @pytest.mark.parametrize("name", sorted(forms()))
 def test_help_tells_every_option_input_and_default(name: str) -> None:
     form = forms()[name]
