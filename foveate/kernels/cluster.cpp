@@ -59,6 +59,37 @@ template <class scalar> void kept(const Cluster<scalar>& a, const Queries& q, lo
 
 inline const long* tokens(const Rows& rows, long b, long h) { return rows.index + b * rows.index_batch + h * rows.index_head; }
 
+/// Of the weights at places of keys, or of their gradients, those of a tile.
+template <class scalar, class Number> Number* at_keys(const Cluster<scalar>& a, const Queries& q, const Keys& k, Number* weights) {
+  return weights + (q.b * a.H + q.h) * a.clusters * a.k_size + k.first;
+}
+
+/// Each row of x [height,T], what queries have of keys or of values, times the weights at the places of those.
+template <class scalar> void weigh_columns(const Cluster<scalar>& a, const Queries& q, const Keys& k, scalar* x) {
+  if (!a.k_weight) return;
+  const scalar* weight = at_keys(a, q, k, a.k_weight);
+  for (long r = 0; r < q.height; ++r) {
+    for (long c = 0; c < k.count; ++c) x[r * T + c] *= weight[c];
+  }
+}
+
+/// Each row of x [count,width], one for each key, times the weight at its place.
+template <class scalar> void weigh_rows(const Cluster<scalar>& a, const Queries& q, const Keys& k, scalar* x, long width) {
+  if (!a.k_weight) return;
+  const scalar* weight = at_keys(a, q, k, a.k_weight);
+  for (long c = 0; c < k.count; ++c) {
+    for (long d = 0; d < width; ++d) x[c * width + d] *= weight[c];
+  }
+}
+
+/// The gradient of the weights, from that of the weighted rows, and the rows without.
+template <class scalar> void add_d_weight(const Cluster<scalar>& a, const Queries& q, const Keys& k, const scalar* d_weighted, const scalar* rows,
+                                          long width) {
+  if (!a.k_weight) return;
+  scalar* d_weight = at_keys(a, q, k, a.d_k_weight);
+  for (long c = 0; c < k.count; ++c) d_weight[c] += dot(d_weighted + c * width, rows + c * width, width);
+}
+
 /// Calls f for the keys that a cluster sees, T at most at a time.
 template <class scalar, class F> void for_each_keys(const Cluster<scalar>& a, const Queries& q, const F& f) {
   const long* line = tokens(a.k, q.b, q.h);
@@ -128,6 +159,7 @@ template <class scalar> bool plain(const Cluster<scalar>& a, const Keys& k, cons
 template <class scalar> void score(const Cluster<scalar>& a, const Queries& q, const Keys& k, const Tile<scalar>& at) {
   copy_across(a.k, q.b, q.h, k.first, k.count, a.D, at.across);
   gemm<false>(q.height, T, a.D, Left<scalar>{at.queries, round_up<scalar>(a.D), 1}, Right<scalar>{at.across, T}, at.s, T);
+  weigh_columns(a, q, k, at.s);
   gather_facts(a, q, k, at.keys);
   const bool is_plain = plain(a, k, at.keys);
   for (long r = 0; r < q.height; ++r) {
@@ -189,6 +221,7 @@ template <class scalar> void attend(const Cluster<scalar>& a, const Queries& q, 
       for (long c = 0; c < k.count; ++c) at.s[r * T + c] *= at.factor[c];
     }
     copy_rows(a.v, q.b, q.h, k.first, k.count, a.Dv, scalar{1}, at.values, wide);
+    weigh_rows(a, q, k, at.values, wide);
     gemm<true>(q.height, wide, k.count, Left<scalar>{at.s, T, 1}, Right<scalar>{at.values, wide}, at.sums, wide);
   });
   for (long r = 0; r < q.height; ++r) {
@@ -289,20 +322,26 @@ template <class scalar> void backward(const Cluster<scalar>& a, long begin, long
       for (long r = 0; r < q.height; ++r) {
         if (q.token[r] < 0) continue;
         const long row = row_of(a, q, r);
-        delta[r] = a.d_lse ? -a.d_lse[row] : 0;
-        for (long d = 0; d < a.Dv; ++d) delta[r] += d_out[r * wide + d] * a.out[row * a.Dv + d];
+        delta[r] = dot(d_out + r * wide, a.out + row * a.Dv, a.Dv) - (a.d_lse ? a.d_lse[row] : 0);
       }
       for (long x = 0; x < q.height * deep; ++x) d_queries[x] = 0;
       for_each_keys(a, q, [&](const Keys& k) {
         score(a, q, k, at);
         copy_across(a.v, q.b, q.h, k.first, k.count, a.Dv, at.across);
         gemm<false>(q.height, T, a.Dv, Left<scalar>{d_out, wide, 1}, Right<scalar>{at.across, T}, d_s, T);  // dp
+        weigh_columns(a, q, k, d_s);
         for (long r = 0; r < q.height; ++r) differentiate(a, q, k, r, delta[r], at, at.s + r * T, d_s + r * T);
         copy_rows(a.k, q.b, q.h, k.first, k.count, a.D, scalar{1}, keys, deep);
-        gemm<true>(q.height, deep, k.count, Left<scalar>{d_s, T, 1}, Right<scalar>{keys, deep}, d_queries, deep);
         gemm<false>(k.count, deep, q.height, Left<scalar>{d_s, 1, T}, Right<scalar>{at.queries, deep}, sums, deep);
+        add_d_weight(a, q, k, sums, keys, deep);
+        weigh_rows(a, q, k, sums, deep);
+        weigh_rows(a, q, k, keys, deep);
+        gemm<true>(q.height, deep, k.count, Left<scalar>{d_s, T, 1}, Right<scalar>{keys, deep}, d_queries, deep);
         scatter_rows(sums, deep, k.token, k.count, a.D, scalar{1}, a.d_k + head * a.M * a.D);
         gemm<false>(k.count, wide, q.height, Left<scalar>{at.s, 1, T}, Right<scalar>{d_out, wide}, sums, wide);
+        if (a.k_weight) copy_rows(a.v, q.b, q.h, k.first, k.count, a.Dv, scalar{1}, at.values, wide);
+        add_d_weight(a, q, k, sums, at.values, wide);
+        weigh_rows(a, q, k, sums, wide);
         scatter_rows(sums, wide, k.token, k.count, a.Dv, scalar{1}, a.d_v + head * a.M * a.Dv);
       });
       scatter_rows(d_queries, deep, q.token, q.height, a.D, a.scale, a.d_q + head * a.N * a.D);

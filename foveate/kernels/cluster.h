@@ -13,6 +13,7 @@ template <class scalar> struct Cluster {
   bool circular;
   Rows q;                           // row i is the query at place i: index [B,H,clusters q_size]
   Rows k, v;                        // the same of keys: index [B,H,clusters k_size]
+  const scalar* k_weight;           // [B,H,clusters k_size]: multiplies the key and the value at a place; may be null
   const unsigned char* key_mask;    // [B,M], 0 hides; may be null
   const unsigned char* query_mask;  // [B,N]; may be null
   long causal_keys;                 // keys u < causal_keys are hidden from queries t < u
@@ -38,6 +39,7 @@ template <class scalar> struct Cluster {
   scalar* d_q;          // [B,H,N,D], zero before, as are the others
   scalar* d_k;          // [B,H,M,D]
   scalar* d_v;          // [B,H,M,Dv]
+  scalar* d_k_weight;   // [B,H,clusters k_size], where there is a k_weight
 };
 
 }  // namespace foveate::kernels

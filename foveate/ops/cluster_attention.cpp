@@ -13,7 +13,7 @@ namespace {
 /// One call of the primitive foveate::_cluster_attention.
 struct Arguments {
   Tensor q, k, v;
-  optional<Tensor> q_index, k_index, key_mask, query_mask, label, meetings, dropout_keep, dropout_seed;
+  optional<Tensor> k_weight, q_index, k_index, key_mask, query_mask, label, meetings, dropout_keep, dropout_seed;
   Size causal_keys = 0;
   optional<double> self_score;
   int64_t q_size = 0, k_size = 0, before = 0, after = 0;
@@ -24,6 +24,7 @@ struct Arguments {
     f("q", q, "queries");
     f("k", k, "keys");
     f("v", v, "values");
+    f("k_weight", k_weight, "of the key and the value at each place");
     f("q_index", q_index, "int");
     f("k_index", k_index, "int");
     f("key_mask", key_mask, "bool");
@@ -138,7 +139,12 @@ OutAndLse cluster_attention_formula(const Arguments& c) {
   const Tensor tq = in_clusters(c.q_index, c.q, c.q_size), own = in_clusters(c.k_index, c.k, c.k_size);  // [B,H,C,w], [B,H,C,wk]
   check_clusters(tq, own);
   const Tensor tk = around(c, own, -1);  // [B,H,C,W]
-  const Tensor k = around(c, rows_at(c.k, own).to(type), 0), v = around(c, rows_at(c.v, own).to(type), 0);
+  const optional<Tensor> weight = c.k_weight ? optional(in_clusters(c.k_weight, c.k, c.k_size).to(type).unsqueeze(4)) : std::nullopt;
+  const auto keys = [&](const Tensor& x) {  // x [B,H,M,D] -> [B,H,C,W,D]
+    const Tensor rows = rows_at(x, own).to(type);
+    return around(c, weight ? rows * *weight : rows, 0);
+  };
+  const Tensor k = keys(c.k), v = keys(c.v);
   const Tensor row = tq.unsqueeze(4), column = tk.unsqueeze(3);
   const Tensor same = row == column, there = (row >= 0) & (column >= 0);
   Tensor s = at::matmul(rows_at(c.q, tq).to(type), k.transpose(-1, -2)) * c.scale;  // [B,H,C,w,W]
@@ -206,6 +212,7 @@ template <class scalar> struct Prepared : Alive {
     a.q = in_line("q_index", c.q, tq);
     a.k = in_line("k_index", c.k, tk);
     a.v = in_line("k_index", c.v, tk);
+    if (c.k_weight) a.k_weight = numbers<scalar>(in_clusters(c.k_weight, c.k, c.k_size));
     a.key_mask = bytes(c.key_mask);
     a.query_mask = bytes(c.query_mask);
     a.causal_keys = c.causal_keys == 0 ? 0 : c.causal_keys.expect_int();
@@ -283,12 +290,15 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   a.d_q = d_q.mutable_data_ptr<scalar>();
   a.d_k = d_k.mutable_data_ptr<scalar>();
   a.d_v = d_v.mutable_data_ptr<scalar>();
+  Tensor d_weight = c.k_weight ? at::zeros({a.B, a.H, a.clusters * a.k_size}, p.options) : Tensor();
+  if (c.k_weight) a.d_k_weight = d_weight.mutable_data_ptr<scalar>();
   p.template in_parallel<scalar>(a, 0, a.B * a.H, p.run.backward_room(a), p.run.backward);
   std::vector<Tensor> found;
   Wanted wanted(call);
   give(found, wanted(c.q), c.q, [&] { return d_q; });
   give(found, wanted(c.k), c.k, [&] { return d_k; });
   give(found, wanted(c.v), c.v, [&] { return d_v; });
+  give(found, wanted(c.k_weight), c.k_weight, [&] { return d_weight.narrow(2, 0, c.k_weight->size(2)); });
   return found;
 }
 
@@ -310,6 +320,36 @@ FOVEATE_OP(cluster_attention, schema_of<Arguments>("_cluster_attention") + " -> 
             .cpu = structured<&cluster_attention_cpu>(),
             .cpu_backward = &cluster_attention_backward_cpu})
 
+namespace {
+
+Arguments arguments_of(const Tensor& q, const Tensor& k, const Tensor& v, const ClusterAttention& o) {
+  return {.q = q,
+          .k = k,
+          .v = v,
+          .k_weight = o.k_weight,
+          .q_index = o.q_index,
+          .k_index = o.k_index,
+          .key_mask = o.key_mask,
+          .query_mask = o.query_mask,
+          .label = o.label,
+          .meetings = o.meetings,
+          .dropout_keep = o.dropout_keep,
+          .dropout_seed = o.dropout_seed,
+          .causal_keys = o.causal ? o.causal_keys.value_or(extent(k, 2)) : Size(0),
+          .self_score = o.self_score,
+          .q_size = o.q_size,
+          .k_size = o.k_size,
+          .before = o.before,
+          .after = o.after,
+          .circular = o.circular,
+          .self_seen = o.self_seen,
+          .merged = o.merged,
+          .scale = o.scale.value_or(default_scale(q)),
+          .dropout = o.dropout};
+}
+
+}  // namespace
+
 Attended cluster_attention(const Tensor& q, const Tensor& k, const Tensor& v, const ClusterAttention& o) {
   check_qkv("cluster_attention", q, k, v);
   TORCH_CHECK_VALUE(extent(q, 1) == extent(k, 1), "cluster_attention: k must have as many heads as q, got ", extent(k, 1), " and ", extent(q, 1));
@@ -318,30 +358,28 @@ Attended cluster_attention(const Tensor& q, const Tensor& k, const Tensor& v, co
                     o.after);
   TORCH_CHECK_VALUE(o.merged || !o.q_index || o.q_index->dim() == 3, "cluster_attention: q_index must be [B,H,P] unless merged, got ",
                     o.q_index->sym_sizes());
+  TORCH_CHECK_VALUE(!o.k_weight || (o.k_weight->dim() == 3 && extent(*o.k_weight, 2) == extent(o.k_index.value_or(k), 2)),
+                    "cluster_attention: k_weight must be [B,H,Pk], a number for each place of keys, got ", o.k_weight->sym_sizes());
   TORCH_CHECK_VALUE(o.dropout >= 0 && o.dropout < 1, "cluster_attention: dropout must lie in [0, 1), got ", o.dropout);
-  auto stack = call("foveate::_cluster_attention", Arguments{.q = q,
-                                                             .k = k,
-                                                             .v = v,
-                                                             .q_index = o.q_index,
-                                                             .k_index = o.k_index,
-                                                             .key_mask = o.key_mask,
-                                                             .query_mask = o.query_mask,
-                                                             .label = o.label,
-                                                             .meetings = o.meetings,
-                                                             .dropout_keep = o.dropout_keep,
-                                                             .dropout_seed = o.dropout_seed,
-                                                             .causal_keys = o.causal ? o.causal_keys.value_or(extent(k, 2)) : Size(0),
-                                                             .self_score = o.self_score,
-                                                             .q_size = o.q_size,
-                                                             .k_size = o.k_size,
-                                                             .before = o.before,
-                                                             .after = o.after,
-                                                             .circular = o.circular,
-                                                             .self_seen = o.self_seen,
-                                                             .merged = o.merged,
-                                                             .scale = o.scale.value_or(default_scale(q)),
-                                                             .dropout = o.dropout});
+  auto stack = call("foveate::_cluster_attention", arguments_of(q, k, v, o));
   return {.out = stack[0].toTensor(), .lse = stack[1].toTensor()};
+}
+
+std::vector<Tensor> cluster_attention_gradients(const Tensor& q, const Tensor& k, const Tensor& v, const ClusterAttention& o, const Attended& found,
+                                                const Attended& gradients) {
+  const auto given = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };
+  torch::jit::Stack stack{c10::List<optional<Tensor>>({given(gradients.out), given(gradients.lse)}), std::vector<Tensor>{found.out, found.lse}};
+  c10::List<bool> wanted;
+  torch::jit::Stack arguments;
+  arguments_of(q, k, v, o).fields([&](std::string_view name, auto& member, std::string_view) {
+    const bool differs = name == "q" || name == "k" || name == "v" || name == "k_weight";
+    arguments.emplace_back(std::move(member));
+    if (arguments.back().isTensor()) wanted.push_back(differs);
+  });
+  stack.emplace_back(std::move(wanted));
+  for (auto& argument : arguments) stack.push_back(std::move(argument));
+  c10::Dispatcher::singleton().findSchemaOrThrow("foveate::_cluster_attention_backward", "").callBoxed(stack);
+  return stack.back().toTensorVector();
 }
 
 }  // namespace foveate::ops

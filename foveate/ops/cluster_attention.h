@@ -18,6 +18,7 @@ namespace foveate::ops {
 struct ClusterAttention {
   /// int [B,H,P], [B,H,Pk]; default: tokens as they come. If merged also rounds [B,H,R,P], [B,H,R,Pk], cut into clusters one by one.
   optional<Tensor> q_index = {}, k_index = {};
+  optional<Tensor> k_weight = {};  ///< [B,H,Pk], of lines without rounds: what the key and the value at each place are multiplied with
   int64_t q_size = 0, k_size = 0;  ///< places of a cluster; 0: all in one. The last cluster may be short
   int64_t before = 0, after = 0;
   bool circular = false;               ///< the first cluster follows the last one, which may be met twice; else there is none beyond the ends
@@ -38,5 +39,10 @@ struct ClusterAttention {
 
 /// q [B,H,N,D], k [B,H,M,D], v [B,H,M,Dv] -> out [B,H,P,Dv], lse [B,H,P], in line; merged: out [B,H,N,Dv], lse [B,H,N].
 FOVEATE_API Attended cluster_attention(const Tensor& q, const Tensor& k, const Tensor& v, const ClusterAttention& options);
+
+/// Gradients of q, k, v and, where there is one, of k_weight, from what cluster_attention found: for primitives made of it. Either gradient
+/// of the results may be undefined.
+std::vector<Tensor> cluster_attention_gradients(const Tensor& q, const Tensor& k, const Tensor& v, const ClusterAttention& options,
+                                                const Attended& found, const Attended& gradients);
 
 }  // namespace foveate::ops

@@ -34,9 +34,15 @@ Tensor positions::rotate(const Tensor& x, const Size& offset, const Rotary& o) {
   const Tensor cos = angle.cos().to(type), sin = angle.sin().to(type);
 
   const Tensor part = x.narrow(-1, 0, turning).to(type);
-  const auto pairs = o.interleaved ? part.unflatten(-1, {turning / 2, 2}).unbind(-1) : part.chunk(2, -1);
-  const std::vector<Tensor> turned{pairs[0] * cos - pairs[1] * sin, pairs[0] * sin + pairs[1] * cos};
-  const Tensor joined = (o.interleaved ? at::stack(turned, -1).flatten(-2) : at::cat(turned, -1)).to(x.scalar_type());
+  Tensor joined;
+  if (o.interleaved) {  // neighbours are the two parts of a complex number
+    const Tensor pairs = at::view_as_complex(part.unflatten(-1, {turning / 2, 2}).contiguous());
+    joined = at::view_as_real(pairs * at::complex(cos, sin)).flatten(-2);
+  } else {
+    const auto pairs = part.chunk(2, -1);
+    joined = at::cat({pairs[0] * cos - pairs[1] * sin, pairs[0] * sin + pairs[1] * cos}, -1);
+  }
+  joined = joined.to(x.scalar_type());
   return turning == width ? joined : at::cat({joined, x.narrow(-1, turning, width - turning)}, -1);
 }
 

@@ -11,7 +11,7 @@ from torch.library import opcheck
 PRIMITIVE = torch.ops.foveate._cluster_attention
 FORMULA = torch.ops.foveate._cluster_attention_formula
 DEFAULTS: dict[str, Any] = {
-    "q_index": None, "k_index": None, "key_mask": None, "query_mask": None, "label": None, "meetings": None, "dropout_keep": None,
+    "k_weight": None, "q_index": None, "k_index": None, "key_mask": None, "query_mask": None, "label": None, "meetings": None, "dropout_keep": None,
     "dropout_seed": None, "causal_keys": 0, "self_score": None, "q_size": 0, "k_size": 0, "before": 0, "after": 0, "circular": False,
     "self_seen": True, "merged": False, "scale": 0.5, "dropout": 0.0,
 }  # fmt: skip
@@ -52,7 +52,8 @@ def by_loop(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, Tens
                 seen = o["key_mask"] is None or bool(o["key_mask"][b, u])
                 seen = seen and (o["query_mask"] is None or bool(o["query_mask"][b, t]))
                 seen = seen and (u <= t or u >= o["causal_keys"])
-                s = o["scale"] * q[b, h, t] @ k[b, h, u]
+                weight = 1 if o["k_weight"] is None else o["k_weight"][b, h, j]
+                s = o["scale"] * q[b, h, t] @ (weight * k[b, h, u])
                 if o["self_score"] is not None and u == t:
                     s, seen = s.new_tensor(o["self_score"]), seen or o["self_seen"]
                 if o["label"] is not None:
@@ -63,7 +64,7 @@ def by_loop(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, Tens
                     s = s - torch.tensor(count + 1e-9, dtype=s.dtype).log()
                 if seen:
                     scores.append(s)
-                    values.append(v[b, h, u])
+                    values.append(weight * v[b, h, u])
     rows = N if o["merged"] else tq.shape[2]
     out, lse = q.new_zeros(B, H, rows, v.shape[3]), q.new_full((B, H, rows), -torch.inf)
     for at, (scores, values) in met.items():
@@ -84,6 +85,12 @@ def line(places: int, tokens: int, seed: int = 1, *, B: int = 2, H: int = 2) -> 
     return torch.randint(-1, tokens, (B, H, places), generator=torch.Generator().manual_seed(seed))
 
 
+def weights(places: int) -> Tensor:
+    """Of keys, one of them 0."""
+    drawn = torch.randn(2, 2, places, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    return drawn.masked_fill(torch.arange(places) == 1, 0)
+
+
 def masks(N: int, M: int) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(3)
     return {"key_mask": torch.rand(2, M, generator=g) < 0.7, "query_mask": torch.rand(2, N, generator=g) < 0.7}
@@ -102,6 +109,8 @@ RULES: dict[str, dict[str, Any]] = {
     "merged": {"q_index": line(24, 13), "k_index": line(16, 13, 2), "q_size": 3, "k_size": 2, "before": 1, "merged": True, "self_score": -1.0},
     "rounds": {"q_index": line(39, 13).unflatten(2, (3, 13)), "k_index": line(24, 13, 2).unflatten(2, (3, 8)), "q_size": 5, "k_size": 3,
                "merged": True, **masks(13, 13)},
+    "weighted": {"k_index": line(16, 13, 2), "k_weight": weights(16), "q_size": 4, "k_size": 4, "key_mask": masks(13, 13)["key_mask"]},
+    "weighted, around": {"k_weight": weights(13), "q_size": 4, "k_size": 4, "before": 1, "after": 1, "self_score": -2.0, "causal_keys": 13},
     "met twice": {"q_size": 7, "k_size": 7, "before": 2, "after": 1, "circular": True},
 }
 # fmt: on
@@ -128,7 +137,9 @@ def test_gradients_are_those_of_the_formula(rule: dict[str, Any]) -> None:
     found = []
     for run in (PRIMITIVE, FORMULA):
         a = {n: x.requires_grad_() for n, x in drawn().items()}
-        out, lse = attend(**a, **rule, run=run)
+        if "k_weight" in rule:
+            a["k_weight"] = rule["k_weight"].clone().requires_grad_()
+        out, lse = attend(**{**rule, **a}, run=run)
         loss = (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum() + lse.masked_fill(lse == -torch.inf, 0).sin().sum()
         found.append(torch.autograd.grad(loss, list(a.values())))
     for got, want in zip(*found, strict=True):
@@ -164,7 +175,7 @@ def test_dropout_by_a_draw_is_the_same_in_kernel_and_formula(rule: str) -> None:
     torch.testing.assert_close(attend(**drawn(), **how)[0], 2 * attend(**drawn(), **RULES[rule])[0])
 
 
-@pytest.mark.parametrize("rule", ["self", "meetings", "line", "merged", "rounds"])
+@pytest.mark.parametrize("rule", ["self", "meetings", "line", "merged", "rounds", "weighted"])
 def test_gradients_of_every_order(rule: str) -> None:
     a = drawn(D=2, Dv=2)
     leaves = tuple(x.requires_grad_() for x in a.values())

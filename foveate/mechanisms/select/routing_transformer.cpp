@@ -1,5 +1,6 @@
 #include <foveate/attention.h>
 #include <foveate/attention_formula.h>
+#include <foveate/cluster_attention.h>
 #include <foveate/dropout.h>
 #include <foveate/heads.h>
 #include <foveate/init.h>
@@ -14,11 +15,8 @@ namespace {
 
 Tensor unit(const Tensor& x) { return x / at::linalg_vector_norm(x, 2, at::IntArrayRef{-1}, true).clamp_min(1e-12); }
 
-/// The w tokens of x [B,H,T,D] that point most towards each centroid, in their order: int [B,H,C,w], -1 where there are fewer.
-Tensor gathered(const Tensor& x, const Tensor& means, int64_t w) {
-  const Tensor towards = at::matmul(means, unit(x).transpose(2, 3));  // [B,H,C,T]
-  return std::get<0>(ops::largest(towards.detach(), w).sort(-1));
-}
+/// The w tokens that point most towards each centroid, in their order; towards [B,H,C,T] -> int [B,H,C,w], -1 where there are fewer.
+Tensor gathered(const Tensor& towards, int64_t w) { return std::get<0>(ops::largest(towards, w).sort(-1)); }
 
 /// Rows of x [B,H,T,d] by tokens [B,H,C,s]: [B,H C,s,d]
 Tensor rows(const Tensor& x, const Tensor& tokens) {
@@ -53,9 +51,8 @@ optional<Tensor> visible(const RoutingAttention::Options& o, const Tensor& of_qu
   return seen ? optional(seen->flatten(1, 2)) : std::nullopt;
 }
 
-/// Rows [B,H C,w,d] added up where their tokens [B,H,C,w] stand, of N: [B,H,N,d]
-Tensor put_back(const Tensor& each, const Tensor& tokens, const Size& N) {
-  const Tensor line = each.unflatten(1, {plain_extent(tokens, 1), plain_extent(tokens, 2)}).flatten(2, 3);  // [B,H,C w,d]
+/// Rows [B,H,C w,d] added up where their tokens [B,H,C,w] stand, of N: [B,H,N,d]
+Tensor put_back(const Tensor& line, const Tensor& tokens, const Size& N) {
   const Tensor flat = tokens.flatten(2);
   const Tensor place = at::where(flat < 0, at::ones_like(flat) * N, flat).unsqueeze(3).expand_symint(line.sym_sizes());
   const Tensor sums = line.new_zeros_symint({extent(line, 0), extent(line, 1), N + 1, extent(line, 3)});
@@ -64,40 +61,57 @@ Tensor put_back(const Tensor& each, const Tensor& tokens, const Size& N) {
 
 constexpr double last_resort = -5e4;  // the score of a token before itself, where queries are keys
 
-RoutingAttention::Outputs attend(const RoutingAttention::Options& o, const RoutingAttention::Inputs& in) {
+/// What each cluster's queries see of its keys; tokens int [B,H,C,w], [B,H,C,s] -> [B,H,C w,Dv].
+Tensor by_clusters(const RoutingAttention::Options& o, const RoutingAttention::Inputs& in, const Tensor& k, const Tensor& of_query,
+                   const Tensor& of_key) {
   const bool shared = !in.k;
-  const Size N = extent(in.q, 2), M = extent(in.v, 2);
-  const Tensor k = shared ? unit(in.q) : *in.k;
-  const Tensor means = in.means.detach();
-  const Tensor of_query = gathered(in.q, means, o.window_size);
-  const Tensor of_key = shared ? of_query : gathered(k, means, o.context_window_size.value_or(o.window_size));
+  ops::ClusterAttention how{.q_index = of_query.flatten(2),
+                            .k_index = of_key.flatten(2),
+                            .q_size = plain_extent(of_query, 3),
+                            .k_size = plain_extent(of_key, 3),
+                            .key_mask = in.key_mask,
+                            .causal = o.causal};
+  if (shared) how.self_score = last_resort;
+  return ops::cluster_attention(in.q, k, in.v, how).out;
+}
 
+/// The same where every cluster has keys besides, which all its queries see.
+Tensor with_memory(const RoutingAttention::Options& o, const RoutingAttention::Inputs& in, const Tensor& k, const Tensor& of_query,
+                   const Tensor& of_key) {
+  const bool shared = !in.k;
   const Tensor Q = rows(in.q, of_query), V = rows(in.v, of_key);
-  Tensor K = rows(k, of_key), values = V;
-  optional<Tensor> seen = visible(o, of_query, of_key, in.key_mask, shared, M);
-  if (in.memory_key) {
-    const auto always = [&](const Tensor& memory) { return memory.flatten(0, 1).unsqueeze(0).expand_symint({extent(Q, 0), -1, -1, -1}); };
-    K = at::cat({always(*in.memory_key), K}, 2);
-    values = at::cat({always(*in.memory_value), V}, 2);
-    if (seen) {
-      auto shape = seen->sym_sizes().vec();
-      shape.back() = extent(*in.memory_key, 2);
-      seen = at::cat({at::ones_symint(shape, seen->options()), *seen}, -1);
-    }
+  const auto always = [&](const Tensor& memory) { return memory.flatten(0, 1).unsqueeze(0).expand_symint({extent(Q, 0), -1, -1, -1}); };
+  optional<Tensor> seen = visible(o, of_query, of_key, in.key_mask, shared, extent(in.v, 2));
+  if (seen) {
+    auto shape = seen->sym_sizes().vec();
+    shape.back() = extent(*in.memory_key, 2);
+    seen = at::cat({at::ones_symint(shape, seen->options()), *seen}, -1);
   }
   ops::Attention how{.mask = seen};
   if (shared) how.start = ops::Start{.logit = Q.new_full({}, last_resort), .value = V};
-  const Tensor each = ops::attention(Q, K, values, how).out;  // [B,H C,w,Dv]
+  const Tensor K = at::cat({always(*in.memory_key), rows(k, of_key)}, 2), values = at::cat({always(*in.memory_value), V}, 2);
+  return ops::attention(Q, K, values, how).out.unflatten(1, {plain_extent(of_query, 1), plain_extent(of_query, 2)}).flatten(2, 3);
+}
 
+RoutingAttention::Outputs attend(const RoutingAttention::Options& o, const RoutingAttention::Inputs& in) {
+  const bool shared = !in.k;
+  const Size N = extent(in.q, 2);
+  const Tensor unit_q = unit(in.q), k = shared ? unit_q : *in.k;
+  const Tensor z = shared ? unit_q : at::cat({unit_q, unit(k)}, 2), means = in.means.detach();
+  const Tensor towards = at::matmul(means, z.detach().transpose(2, 3));  // [B,H,C,T]
+  const auto beyond = [&](const Size& first) { return towards.narrow_symint(3, first, extent(towards, 3) - first); };
+  const Tensor of_query = gathered(towards.narrow_symint(3, 0, N), o.window_size);
+  const Tensor of_key = shared ? of_query : gathered(beyond(N), o.context_window_size.value_or(o.window_size));
+
+  const Tensor each = (in.memory_key ? with_memory : by_clusters)(o, in, k, of_query, of_key);  // [B,H,C w,Dv]
   const Tensor sums = put_back(each, of_query, N), count = put_back(at::ones_like(each.narrow(3, 0, 1)), of_query, N);
   const Tensor out = masked_rows(sums / (count + o.eps), in.query_mask);
 
-  const Tensor z = unit(shared ? in.q : at::cat({in.q, k}, 2));
-  const Tensor ids = nearest(z, means);
+  const Tensor ids = towards.argmax(2);
   const Tensor target = ops::take_rows(means.unsqueeze(0).expand_symint({extent(z, 0), -1, -1, -1}), ids);
   const Tensor loss = (z - target).square().mean() * o.commitment;
-  const Tensor towards = moved(z.detach(), ids, means);
-  return {.out = out, .loss = loss, .new_means = o.ema_decay * means + (1 - o.ema_decay) * towards};
+  const Tensor there = moved(z.detach(), ids, means);
+  return {.out = out, .loss = loss, .new_means = o.ema_decay * means + (1 - o.ema_decay) * there};
 }
 
 }  // namespace
@@ -215,7 +229,7 @@ RoutingSelfAttention::Outputs RoutingSelfAttention::forward(const Options& o, co
     loss = read.loss;
     if (training) p.means->copy_(read.new_means);
   }
-  const Tensor out = p.out(merge_heads(at::cat(heads, 1)));
+  const Tensor out = p.out(merge_heads(heads.size() == 1 ? heads[0] : at::cat(heads, 1)));
   return {.out = layers::dropout(out, o.dropout, std::nullopt, training), .loss = loss};
 }
 

@@ -207,7 +207,7 @@ std::pair<Tensor, SinkhornSelfAttention::State> SinkhornSelfAttention::advance(c
 
   const int64_t local = o.n_local_attn_heads, sorted = o.num_heads - local;
   const auto of_local = [&](const Tensor& x) { return x.narrow(1, 0, local); };
-  const auto of_sorting = [&](const Tensor& x) { return x.narrow(1, local, sorted); };
+  const auto of_sorting = [&](const Tensor& x) { return local > 0 ? x.narrow(1, local, sorted) : x; };  // a narrowed gradient is a copy
   State next;
   const auto cache = layers::KVCache{.k = state.local_k, .v = state.local_v}.then(of_local(k), of_local(v));
   next.local_k = cache.k;
@@ -235,7 +235,8 @@ std::pair<Tensor, SinkhornSelfAttention::State> SinkhornSelfAttention::advance(c
                                                false)
                         .out);
   }
-  return {layers::dropout(p.out(merge_heads(at::cat(heads, 1))), o.dropout, in.dropout_keep, training), std::move(next)};
+  return {layers::dropout(p.out(merge_heads(heads.size() == 1 ? heads[0] : at::cat(heads, 1))), o.dropout, in.dropout_keep, training),
+          std::move(next)};
 }
 
 FOVEATE_MECHANISM(SinkhornAttention)
