@@ -17,7 +17,9 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 3), st.integers(1, 40), st.integers(0, 1200), st.integers(1, 70), st.booleans(), st.booleans(), st.sampled_from(list(TOLERANCE)))
+@given(
+    st.integers(0, 3), st.integers(1, 40), st.integers(0, 1200), st.integers(1, 70), st.booleans(), st.booleans(), st.sampled_from(list(TOLERANCE))
+)
 def test_rounds_are_those_of_the_formula(B: int, C: int, N: int, K: int, masked: bool, keep: bool, dtype: torch.dtype) -> None:
     f, bases = random(B, C, N, dtype=dtype), random(B, C, K, seed=1, dtype=dtype)
     seen = random(B, N, seed=2) > 0 if masked else None
