@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
+import foveate
 from tests.contract import Case, cases, first
 
 TRAINING = [case for case in cases() if case.card.training]
@@ -119,7 +120,9 @@ def test_lists_of_parameters_are_checked(case: Case) -> None:
         tensors = arguments[name]
         if not tensors:
             continue
-        with pytest.raises(ValueError, match=rf"{name}: the list ends before"):
+        with pytest.raises(
+            ValueError, match=rf"{case.form}: {name} must be \d+ tensors with these options, got {len(tensors) - 1}: [\w.]+ is missing"
+        ):
             operator(**inputs, **{**arguments, name: tensors[:-1]})
         with pytest.raises(ValueError, match=r"more than these options need"):
             operator(**inputs, **{**arguments, name: [*tensors, tensors[0]]})
@@ -128,3 +131,14 @@ def test_lists_of_parameters_are_checked(case: Case) -> None:
             continue
         with pytest.raises(TypeError, match=rf"{case.form}: [\w.]+ must be Double like [\w.]+, got Float"):
             operator(**inputs, **{**arguments, name: [x.float() if i == last else x for i, x in enumerate(tensors)]})
+
+
+def test_a_weight_that_is_missing_among_listed_ones_is_named() -> None:
+    layer = foveate.nn.InterlacedSparseModule(in_channels=8, key_channels=4, value_channels=8, out_channels=8, factors=[2, 2])
+    arguments = layer._arguments()
+    names = [name for name, _ in layer.named_parameters()]
+    place = names.index("stages.0.short_range.value.weight")
+    holed = [None if i == place else x for i, x in enumerate(arguments["parameters"])]
+    expected = r"interlaced_sparse_module: stages\.0\.short_range\.value\.weight is missing: expected a tensor \(.+\), got None"
+    with pytest.raises(ValueError, match=expected):
+        torch.ops.foveate.interlaced_sparse_module.default(torch.randn(1, 8, 4, 4), **{**arguments, "parameters": holed})

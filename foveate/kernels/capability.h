@@ -14,6 +14,7 @@ template <class scalar> struct ProductKeysEngine;
 template <class scalar> struct LatticeEngine;
 template <class scalar> struct InnerSumsEngine;
 template <class scalar> struct PositionLambdaEngine;
+template <class scalar> struct EmRoundEngine;
 template <class scalar> struct Cluster;
 template <class scalar> struct Partition;
 template <class scalar> struct Edges;
@@ -82,6 +83,8 @@ template <class scalar> struct SelectionEngine {
 struct Kernels {
   void (*merge_attention_float)(const MergeAttention&, long begin, long end);
   void (*merge_attention_double)(const MergeAttention&, long begin, long end);
+  void (*merge_backward_float)(const MergeAttention&, long begin, long end);
+  void (*merge_backward_double)(const MergeAttention&, long begin, long end);
   const SoftmaxEngine<float>* softmax_float;
   const SoftmaxEngine<double>* softmax_double;
   const LinearEngine<float>* linear_float;
@@ -107,12 +110,16 @@ struct Kernels {
   const ProjectedFeaturesEngine<double>* projected_features_double;
   const PositionLambdaEngine<float>* position_lambda_float;
   const PositionLambdaEngine<double>* position_lambda_double;
+  const EmRoundEngine<float>* em_round_float;
+  const EmRoundEngine<double>* em_round_double;
 };
 
 #define FOVEATE_CAPABILITY(name)                                            \
   namespace name {                                                          \
   void merge_attention_float(const MergeAttention&, long begin, long end);  \
   void merge_attention_double(const MergeAttention&, long begin, long end); \
+  void merge_backward_float(const MergeAttention&, long begin, long end);   \
+  void merge_backward_double(const MergeAttention&, long begin, long end);  \
   extern const SoftmaxEngine<float> softmax_float;                          \
   extern const SoftmaxEngine<double> softmax_double;                        \
   extern const LinearEngine<float> linear_float;                            \
@@ -138,6 +145,8 @@ struct Kernels {
   extern const InnerSumsEngine<double> inner_sums_double;                   \
   extern const PositionLambdaEngine<float> position_lambda_float;           \
   extern const PositionLambdaEngine<double> position_lambda_double;         \
+  extern const EmRoundEngine<float> em_round_float;                         \
+  extern const EmRoundEngine<double> em_round_double;                       \
   extern const Kernels table;                                               \
   }
 FOVEATE_CAPABILITY(DEFAULT)

@@ -5,6 +5,8 @@ namespace foveate::kernels::CPU_CAPABILITY {
 
 const Kernels table{.merge_attention_float = merge_attention_float,
                     .merge_attention_double = merge_attention_double,
+                    .merge_backward_float = merge_backward_float,
+                    .merge_backward_double = merge_backward_double,
                     .softmax_float = &softmax_float,
                     .softmax_double = &softmax_double,
                     .linear_float = &linear_float,
@@ -29,6 +31,8 @@ const Kernels table{.merge_attention_float = merge_attention_float,
                     .projected_features_float = &projected_features_float,
                     .projected_features_double = &projected_features_double,
                     .position_lambda_float = &position_lambda_float,
-                    .position_lambda_double = &position_lambda_double};
+                    .position_lambda_double = &position_lambda_double,
+                    .em_round_float = &em_round_float,
+                    .em_round_double = &em_round_double};
 
 }  // namespace foveate::kernels::CPU_CAPABILITY

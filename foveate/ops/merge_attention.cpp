@@ -24,6 +24,11 @@ Result merge_meta(const Tensor& outs, const Tensor& lses) {
   return {outs.new_empty_symint(outs.sym_sizes().slice(1)), lses.new_empty_symint(lses.sym_sizes().slice(1))};
 }
 
+void over_rows(const kernels::MergeAttention& arguments, void (*kernel)(const kernels::MergeAttention&, long begin, long end)) {
+  constexpr int64_t rows_a_thread = 64;
+  at::parallel_for(0, arguments.rows, rows_a_thread, [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+}
+
 Result merge_cpu(const Tensor& outs_given, const Tensor& lses_given) {
   if (outs_given.scalar_type() != lses_given.scalar_type()) return merge_formula(outs_given, lses_given);  // half-precision parts
   const Tensor outs = outs_given.contiguous(), lses = lses_given.contiguous();
@@ -32,28 +37,40 @@ Result merge_cpu(const Tensor& outs_given, const Tensor& lses_given) {
                                           .lses = lses.const_data_ptr(),
                                           .out = out.mutable_data_ptr(),
                                           .lse = lse.mutable_data_ptr(),
+                                          .d_lse = nullptr,
+                                          .d_outs = nullptr,
+                                          .d_lses = nullptr,
+                                          .weights = nullptr,
                                           .parts = lses.size(0),
                                           .rows = lse.numel(),
                                           .width = outs.size(-1)};
-  const auto kernel = outs.scalar_type() == at::kDouble ? cpu_kernels().merge_attention_double : cpu_kernels().merge_attention_float;
-  constexpr int64_t rows_a_thread = 64;
-  at::parallel_for(0, arguments.rows, rows_a_thread, [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+  over_rows(arguments, outs.scalar_type() == at::kDouble ? cpu_kernels().merge_attention_double : cpu_kernels().merge_attention_float);
   return {out, lse};
 }
 
-/// With the weight w_p of a part: d_out_p = w_p d_out, d_lse_p = w_p (d_out.(out_p - out) + d_lse).
-Gradients merge_backward(const Backward& call, Tensor outs, Tensor lses) {
-  const Tensor& d_out = call.gradients[0];
-  if (!d_out.defined() || outs.scalar_type() != lses.scalar_type()) return std::nullopt;
-  const Tensor seen = lses > -std::numeric_limits<double>::infinity();
-  const Tensor weights = at::where(seen, (lses - call.results[1]).exp(), 0);  // [P,...]
-  const Tensor parts = at::where(seen, at::mul(outs, d_out).sum(-1), 0);      // d_out.out_p: a part that saw nothing may hold anything
-  Tensor rest = parts - (weights * parts).sum(0);
-  if (call.gradients[1].defined()) rest = rest + call.gradients[1];
+Gradients merge_backward(const Backward& call, Tensor outs_given, Tensor lses_given) {
+  const Tensor& given = call.gradients[0];
+  if (!given.defined() || given.numel() == 0 || outs_given.scalar_type() != lses_given.scalar_type()) return std::nullopt;
+  const Tensor outs = outs_given.contiguous(), lses = lses_given.contiguous(), lse = call.results[1].contiguous();
+  const Tensor d_lse = call.gradients[1].defined() ? call.gradients[1].contiguous() : Tensor();
+  const Tensor d_outs = at::empty_like(outs), d_lses = at::empty_like(lses), weights = at::empty_like(lses);
+  d_outs[0].copy_(given);
+  const kernels::MergeAttention arguments{.outs = outs.const_data_ptr(),
+                                          .lses = lses.const_data_ptr(),
+                                          .out = nullptr,
+                                          .lse = const_cast<void*>(lse.const_data_ptr()),  // NOLINT: read only in the backward
+                                          .d_lse = d_lse.defined() ? d_lse.const_data_ptr() : nullptr,
+                                          .d_outs = d_outs.mutable_data_ptr(),
+                                          .d_lses = d_lses.mutable_data_ptr(),
+                                          .weights = weights.mutable_data_ptr(),
+                                          .parts = lses.size(0),
+                                          .rows = lse.numel(),
+                                          .width = outs.size(-1)};
+  over_rows(arguments, outs.scalar_type() == at::kDouble ? cpu_kernels().merge_backward_double : cpu_kernels().merge_backward_float);
   Wanted wanted(call);
   std::vector<Tensor> found;
-  give(found, wanted(outs), outs, [&] { return weights.unsqueeze(-1) * d_out; });
-  give(found, wanted(lses), lses, [&] { return weights * rest; });
+  give(found, wanted(outs), outs, [&] { return d_outs; });
+  give(found, wanted(lses), lses, [&] { return d_lses; });
   return found;
 }
 

@@ -276,12 +276,24 @@ void check_named(const FormInfo& info, const NamedTensors& inputs, const NamedTe
       const auto field =
           std::find_if(fields.begin(), fields.end(), [&](const Field& f) { return stands_for(f.type == "Tensor[]" ? f.name + ".*" : f.name, path); });
       TORCH_INTERNAL_ASSERT(field != fields.end(), info.name, ": ", path);
-      TORCH_CHECK_VALUE(tensor.defined() || field->type != "Tensor", info.name, ": ", path, " is missing");
+      TORCH_CHECK_VALUE(tensor.defined() || field->type != "Tensor", info.name, ": ", path, " is missing: expected a tensor (", field->text,
+                        "), got None");
       if (tensor.defined()) check.tensor(*field, path, tensor);
     }
   };
   each(info.inputs, inputs);
   each(info.parameters, parameters);
+}
+
+void refuse_short_lists(const FormInfo& info, const std::vector<std::string>& parameters, std::size_t parameters_given,
+                        const std::vector<std::string>& buffers, std::size_t buffers_given) {
+  const auto check = [&](const char* list, const std::vector<std::string>& names, std::size_t given) {
+    TORCH_CHECK_VALUE(given >= names.size(), info.name, ": ", list, " must be ", names.size(), " tensors with these options, got ", given, ": ",
+                      names[given], " is missing");
+  };
+  check("parameters", parameters, parameters_given);
+  check("buffers", buffers, buffers_given);
+  TORCH_CHECK(false, info.name, ": parameters or buffers end early");
 }
 
 // --- the catalogue -----------------------------------------------------------------------------------------------------------

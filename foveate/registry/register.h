@@ -118,7 +118,7 @@ struct Describe {
     } else if constexpr (Group<inner<T>>) {
       inner<T> one{};
       if (is_vector<T>) *listed = true;
-      nested(one, path + (is_vector<T> ? ".*." : "."), true);
+      nested(one, path + (is_vector<T> ? ".*." : "."), may_be_absent || is_optional<T>);  // a group of a list is there, whole
     } else if constexpr (std::is_same_v<inner<T>, Tensor>) {
       std::string type = schema_type<T>();
       if (may_be_absent && type == "Tensor") type = "Tensor?";
@@ -183,8 +183,9 @@ struct Read {
 /// An optional group is present where its first tensor is; a trailing std::vector<Tensor> takes what is left.
 struct ReadLists {
   c10::ArrayRef<IValue> parameters, buffers;
+  bool end_early = false;
 
-  template <class T> void operator()(std::string_view name, T& member, std::string_view text, Role role = Role::plain) {
+  template <class T> void operator()(std::string_view, T& member, std::string_view, Role role = Role::plain) {
     if constexpr (Group<T>) {
       member.fields(*this);
     } else if constexpr (Group<inner<T>> && is_vector<T>) {
@@ -198,7 +199,10 @@ struct ReadLists {
       for (; !parameters.empty(); parameters = parameters.slice(1)) member.push_back(parameters.front().toTensor());
     } else {
       auto& list = role == Role::buffer ? buffers : parameters;
-      TORCH_CHECK_VALUE(!list.empty(), (role == Role::buffer ? "buffers" : "parameters"), ": the list ends before ", name, " (", text, ")");
+      if (list.empty()) {
+        end_early = true;
+        return;
+      }
       if (!list.front().isNone()) member = list.front().toTensor();
       list = list.slice(1);
     }
@@ -299,6 +303,19 @@ template <class Struct> NamedTensors named_tensors(Struct& s) {
   return named;
 }
 
+/// The names of all parameters, or of all buffers, in the order of their list.
+template <class Struct> std::vector<std::string> places(Struct& s, Role role) {
+  std::vector<std::string> names;
+  for_each_tensor(s, [&](const std::string& path, const Tensor&, Role its) {
+    if ((its == Role::buffer) == (role == Role::buffer)) names.push_back(path);
+  });
+  return names;
+}
+
+/// Throws: one of the lists that were given, of so many tensors, ends before all have their place.
+[[noreturn]] FOVEATE_API void refuse_short_lists(const FormInfo& info, const std::vector<std::string>& parameters, std::size_t parameters_given,
+                                                 const std::vector<std::string>& buffers, std::size_t buffers_given);
+
 /// The arguments of one call, read in the order of the schema.
 template <class F> struct Call {
   typename F::Inputs inputs{};
@@ -325,6 +342,7 @@ template <class F> struct Call {
       const std::vector<IValue> a(trained.begin(), trained.end()), b(updated.begin(), updated.end());
       ReadLists lists{.parameters = a, .buffers = b};
       parameters.fields(lists);
+      if (lists.end_early) refuse_short_lists(info, places(parameters, Role::plain), a.size(), places(parameters, Role::buffer), b.size());
       TORCH_CHECK_VALUE(lists.parameters.empty() && lists.buffers.empty(), info.name, ": parameters: ", lists.parameters.size(), " tensors and ",
                         lists.buffers.size(), " buffers more than these options need");
       check_named(info, named_tensors(inputs), named_tensors(parameters));

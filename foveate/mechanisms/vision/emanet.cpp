@@ -1,6 +1,7 @@
 #include <ATen/core/grad_mode.h>
 #include <foveate/attention_formula.h>
 #include <foveate/conv_norm_relu.h>
+#include <foveate/em_round.h>
 #include <foveate/emanet.h>
 #include <foveate/init.h>
 
@@ -17,11 +18,10 @@ struct Found {
 /// f [B,C,N]
 Found expectation_maximisation(const EMAU::Options& o, const Tensor& f, const Tensor& start, const optional<Tensor>& mask) {
   Found found{.mu = start.expand_symint({extent(f, 0), -1, -1}), .z = {}};
-  const Tensor tokens = f.transpose(1, 2);
+  const optional<Tensor> seen = mask ? optional(mask->flatten(1)) : std::nullopt;  // [B,N]
   for (int64_t t = 0; t < o.iterations; ++t) {
-    found.z = at::matmul(tokens, found.mu).softmax(-1);
-    if (mask) found.z = found.z * mask->to(f.scalar_type()).flatten(1).unsqueeze(-1);
-    found.mu = unit(at::matmul(f, found.z) / (o.norm_eps + found.z.sum(1, true)), o.norm_eps);
+    const auto round = ops::em_round(f, found.mu, seen, /*keep_z=*/t + 1 == o.iterations);
+    found = {.mu = unit(round.sums / (o.norm_eps + round.mass), o.norm_eps), .z = round.z};
   }
   return found;
 }
@@ -58,8 +58,8 @@ EMAU::Outputs EMAU::forward(const Options& o, const Parameters& p, const Inputs&
   const auto constant = [](const layers::Convolution& c) { return layers::Convolution{.weight = c.weight.detach(), .bias = c.bias->detach()}; };
   const auto [mu, z] = o.grad_through_em ? rounds(in.x, p.conv_in) : rounds(in.x.detach(), constant(p.conv_in));
 
-  const Tensor rebuilt = at::matmul(mu, z.transpose(1, 2)).to(in.x.scalar_type()).reshape_symint(in.x.sym_sizes()).relu();
-  const Tensor out = (layers::normalised(p.conv_out, p.norm, rebuilt, training, o.bn_momentum, o.bn_eps) + in.x).relu();
+  const Tensor rebuilt = at::matmul(mu, z.transpose(1, 2)).to(in.x.scalar_type()).reshape_symint(in.x.sym_sizes()).relu_();
+  const Tensor out = (layers::normalised(p.conv_out, p.norm, rebuilt, training, o.bn_momentum, o.bn_eps) + in.x).relu_();
   if (training) {
     const Tensor now = mu.detach().mean(0, true).to(p.bases.scalar_type());
     p.bases.mul_(o.momentum).add_(now, 1 - o.momentum);
