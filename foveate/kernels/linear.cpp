@@ -16,23 +16,6 @@ namespace {
 
 static_assert(chunk == turned_rows);
 
-/// d(z) and its derivative. Where d would be 0 it is 1.
-template <class scalar> struct Divided {
-  scalar value, slope;
-};
-template <class scalar> Divided<scalar> divide(const Linear<scalar>& a, scalar z) {
-  Divided<scalar> d{z, 1};
-  const scalar size = z < 0 ? -z : z;
-  switch (a.divisor) {
-    case Divisor::none: return {1, 0};
-    case Divisor::add: d.value = z + a.eps; break;
-    case Divisor::clamp: d = z < a.eps ? Divided<scalar>{a.eps, 0} : d; break;
-    case Divisor::clamp_abs: d = size < a.eps ? Divided<scalar>{a.eps, 0} : Divided<scalar>{size, z < 0 ? scalar{-1} : scalar{1}}; break;
-    case Divisor::guard: d.value = size <= a.eps ? z + 2 * a.eps : z; break;
-  }
-  return d.value == 0 ? Divided<scalar>{1, 0} : d;
-}
-
 /// Calls f(head, first row in [B,H,N]) for each query head of the key head, its queries in desk.q.
 template <class scalar, class F> void for_each_head(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, const F& f) {
   const long group = a.H / a.Hk;

@@ -3,6 +3,7 @@
 #include "kernels/copy.h"
 #include "kernels/gemm.h"
 #include "kernels/linear.h"
+#include "kernels/linear_division.h"
 #include "kernels/room.h"
 
 #include <math.h>
@@ -133,19 +134,6 @@ template <class scalar> scalar load_keys(const Linear<scalar>& a, Place& at, con
   }
   for (long c = 0; c < chunk; ++c) desk.left[c] = desk.weight[(chunk - 1) * chunk + c];
   return all;
-}
-
-/// x . y of `count` numbers.
-template <class scalar> scalar product(const scalar* x, const scalar* y, long count) {
-  Vec<scalar> some[2] = {};
-  long i = 0;
-  for (; i + 2 * lanes<scalar> <= count; i += 2 * lanes<scalar>) {
-    some[0] += vec(x + i) * vec(y + i);
-    some[1] += vec(x + i + lanes<scalar>) * vec(y + i + lanes<scalar>);
-  }
-  scalar sum = total<scalar>(some[0] + some[1]);
-  for (; i < count; ++i) sum += x[i] * y[i];
-  return sum;
 }
 
 /// The sum of `count` numbers, a multiple of two vectors.
