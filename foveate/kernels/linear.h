@@ -30,7 +30,7 @@ template <class scalar> struct Linear {
   const scalar *d_S_after, *d_z_after;  // like S and z; may be null
   scalar *d_q, *d_k, *d_v, *d_S, *d_z;  // [B,H,N,F], [B,Hk,M,F], [B,Hk,M,Dv], like S, like z
   scalar *d_log_decay, *d_beta;         // [B,Hk,M]; may be null
-  scalar* d_sums;                       // [B,H,N,Dv + 1 rounded up, Dv with the delta rule]: scratch, gradients of q S and q . z
+  scalar *shares, *d_z_of;              // [B,H,N]: scratch, 1 / d and the gradient of q . z; null with the delta rule
 
   scalar* parts;  // without an order: [B,Hk,parts of keys, or of queries, numbers of sums]: scratch
 };

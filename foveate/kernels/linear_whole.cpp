@@ -3,9 +3,9 @@
 // and with d_n = d_out / d, d_r = -(d_n . out) d' of each query,
 //   d_q = d_n S^T + d_r z,  d_S = sum q^T d_n,  d_z = sum d_r q;   d_k = v d_S^T + d_z,  d_v = k d_S
 // Keys, and in the backward queries, are summed part by part; the parts are joined in order, whoever summed them.
+#include "kernels/ahead.h"
 #include "kernels/capability.h"
 #include "kernels/copy.h"
-#include "kernels/gemm.h"
 #include "kernels/linear.h"
 #include "kernels/linear_division.h"
 #include "kernels/room.h"
@@ -14,11 +14,6 @@ namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
 
 constexpr long tile = 64;  // rows that are taken at a time
-
-/// Rows that are a multiple of the caches' stride apart would push each other out of them.
-template <class scalar> long apart(long width) {
-  return width * static_cast<long>(sizeof(scalar)) % 1024 == 0 ? width + 64 / static_cast<long>(sizeof(scalar)) : width;
-}
 
 /// What one task works in.
 template <class scalar> struct WholeDesk {

@@ -68,7 +68,10 @@ template <class scalar> void run_forward(const kernels::Linear<scalar>& a, const
 
 template <class scalar> void run_backward(kernels::Linear<scalar>& a, Alive& alive) {
   const auto& run = engine<scalar>();
-  a.d_sums = alive.room<scalar>({a.B, a.H, a.N, padded(a.beta ? a.Dv : a.Dv + 1, run.vector)});
+  if (!a.beta) {
+    a.shares = alive.room<scalar>({a.B, a.H, a.N});
+    a.d_z_of = alive.room<scalar>({a.B, a.H, a.N});
+  }
   alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.backward_room(a), run.backward);
 }
 
