@@ -43,7 +43,7 @@ template <class scalar> void answer(const Linear<scalar>& a, const Place& at, co
         if (at.height > 0) z += sum_of(desk.p + r * chunk, chunk);
         share /= divide(a, z).value;
       }
-      for (long d = 0; d < a.Dv; ++d) a.out[(first + r) * a.Dv + d] = share * desk.n[r * row + d];
+      store_row(desk.n + r * row, share, a.Dv, a.out + (first + r) * a.Dv);
     }
   });
 }
@@ -179,7 +179,7 @@ template <class scalar> void queries_backward(const Linear<scalar>& a, const Pla
       along_keys(at, desk, desk.d_p, desk.k, row, deep, desk.d_q);
     }
     for (long r = 0; r < at.queries; ++r) {
-      for (long f = 0; f < a.F; ++f) a.d_q[(first + r) * a.F + f] = desk.d_q[r * row + f];
+      store_row(desk.d_q + r * row, scalar{1}, a.F, a.d_q + (first + r) * a.F);
       const long place = at.query + r + a.offset;
       if (!a.d_log_decay || place < 0) continue;
       desk.along[least(place, a.M)] += product(desk.d_q + r * row, desk.q + r * row, deep);  // it fades with each decay up to its place
@@ -229,8 +229,13 @@ template <class scalar> void store_keys(const Linear<scalar>& a, const Place& at
   for (long r = 0; r < at.height; ++r) {
     const bool seen = !a.key_mask || a.key_mask[at.b * a.M + at.first + r];
     const long to = (at.b * a.Hk + at.hk) * a.M + at.first + r;
-    for (long f = 0; f < a.F; ++f) a.d_k[to * a.F + f] = seen ? desk.d_k[r * desk.deep_row + f] : 0;
-    for (long d = 0; d < a.Dv; ++d) a.d_v[to * a.Dv + d] = seen ? desk.d_v[r * desk.wide_row + d] : 0;
+    if (seen) {
+      store_row(desk.d_k + r * desk.deep_row, scalar{1}, a.F, a.d_k + to * a.F);
+      store_row(desk.d_v + r * desk.wide_row, scalar{1}, a.Dv, a.d_v + to * a.Dv);
+    } else {
+      clear_row(a.F, a.d_k + to * a.F);
+      clear_row(a.Dv, a.d_v + to * a.Dv);
+    }
     if (a.d_log_decay) desk.along[at.first + r] -= product(desk.d_k + r * desk.deep_row, desk.k + r * desk.deep_row, desk.deep);
   }
 }

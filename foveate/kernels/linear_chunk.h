@@ -3,7 +3,7 @@
 #include "kernels/ahead.h"
 #include "kernels/copy.h"
 #include "kernels/linear.h"
-#include "kernels/linear_division.h"
+#include "kernels/linear_rows.h"
 #include "kernels/room.h"
 
 #include <math.h>

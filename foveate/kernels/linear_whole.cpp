@@ -7,7 +7,7 @@
 #include "kernels/capability.h"
 #include "kernels/copy.h"
 #include "kernels/linear.h"
-#include "kernels/linear_division.h"
+#include "kernels/linear_rows.h"
 #include "kernels/room.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
@@ -21,8 +21,10 @@ template <class scalar> struct WholeDesk {
   scalar *x, *y;             // [C,deep_row], [C,wide]: queries or keys, and what stands beside them
   scalar *d_x, *d_y;         // like x and y
   scalar *T, *T_across, *z;  // [F,wide], [Dv,deep_row], [deep]
+  Ahead& ahead;
 
-  WholeDesk(const Linear<scalar>& a, Room<scalar>& room) : deep(round_up<scalar>(a.F)), wide(round_up<scalar>(a.Dv)), deep_row(apart<scalar>(deep)) {
+  WholeDesk(const Linear<scalar>& a, Room<scalar>& room, Ahead& next)
+      : deep(round_up<scalar>(a.F)), wide(round_up<scalar>(a.Dv)), deep_row(apart<scalar>(deep)), ahead(next) {
     x = room.take(tile * deep_row);
     y = room.take(tile * wide);
     d_x = room.take(tile * deep_row);
@@ -50,8 +52,17 @@ template <class F> void for_each_tile(const Part& part, const F& f) {
   for (long r = 0; r < part.height; r += tile) f(part.first + r, least(tile, part.height - r));
 }
 
-/// The keys and values of a tile, zeros where hidden.
-template <class scalar> void load_keys(const Linear<scalar>& a, const Part& part, long first, long height, const WholeDesk<scalar>& desk) {
+/// The keys and values of a tile, zeros where hidden; the next tile, and what is written to it, are asked for during the products.
+template <bool backward, class scalar> void load_keys(const Linear<scalar>& a, const Part& part, long first, long height,
+                                                      const WholeDesk<scalar>& desk) {
+  const long next = first + tile, head = part.b * a.Hk + part.hk;
+  desk.ahead.begin(tiles_in<scalar>(tile, desk.deep));
+  desk.ahead.add(a.k, part.b, part.hk, next, tile, a.M, a.F);
+  desk.ahead.add(a.v, part.b, part.hk, next, tile, a.M, a.Dv);
+  if (backward) {
+    desk.ahead.add(a.d_k + head * a.M * a.F, next, tile, a.M, a.F);
+    desk.ahead.add(a.d_v + head * a.M * a.Dv, next, tile, a.M, a.Dv);
+  }
   copy_rows(a.k, part.b, part.hk, first, height, a.F, scalar{1}, desk.x, desk.deep_row);
   copy_rows(a.v, part.b, part.hk, first, height, a.Dv, scalar{1}, desk.y, desk.wide);
   for (long r = 0; a.key_mask && r < height; ++r) {
@@ -63,7 +74,7 @@ template <class scalar> void load_keys(const Linear<scalar>& a, const Part& part
 
 /// T += x^T y of a tile.
 template <class scalar> void add_tile(const Linear<scalar>& a, long height, const WholeDesk<scalar>& desk, scalar* T) {
-  gemm<true>(a.F, desk.wide, height, Left<scalar>{desk.x, 1, desk.deep_row}, Right<scalar>{desk.y, desk.wide}, T, desk.wide);
+  gemm<true>(desk.ahead, a.F, desk.wide, height, Left<scalar>{desk.x, 1, desk.deep_row}, Right<scalar>{desk.y, desk.wide}, T, desk.wide);
 }
 
 /// z += s x_r
@@ -80,12 +91,13 @@ template <class scalar> scalar* cleared(const Linear<scalar>& a, long task, cons
 
 template <class scalar> void sum_keys(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  const WholeDesk<scalar> desk(a, room);
+  Ahead ahead;
+  const WholeDesk<scalar> desk(a, room, ahead);
   for (long task = begin; task < end; ++task) {
     const Part part = part_of(a, a.M, task);
     scalar *T = cleared(a, task, desk), *z = T + a.F * desk.wide;
     for_each_tile(part, [&](long first, long height) {
-      load_keys(a, part, first, height, desk);
+      load_keys<false>(a, part, first, height, desk);
       add_tile(a, height, desk, T);
       for (long r = 0; r < height; ++r) add_row(desk, r, scalar{1}, z);
     });
@@ -95,7 +107,8 @@ template <class scalar> void sum_keys(const Linear<scalar>& a, long begin, long 
 /// S_to, z_to [head] = S, z [head], where they are, and all parts.
 template <class scalar> void join(const Linear<scalar>& a, long head, long parts, const scalar* S, const scalar* z, scalar* S_to, scalar* z_to) {
   Room<scalar> room(nullptr);
-  const WholeDesk<scalar> desk(a, room);
+  Ahead ahead;
+  const WholeDesk<scalar> desk(a, room, ahead);
   const scalar* T = a.parts + head * parts * desk.sums(a);
   for (long f = 0; f < a.F; ++f) {
     for (long d = 0; d < a.Dv; ++d) {
@@ -133,11 +146,21 @@ template <bool across, class scalar> void load_sums(const Linear<scalar>& a, con
   }
 }
 
-/// Calls f(row of the first in [B,H,N], height) for each tile of queries of a part, of all heads that share its keys; they are in desk.x.
-template <class scalar, class F> void for_each_query_tile(const Linear<scalar>& a, const Part& part, const WholeDesk<scalar>& desk, const F& f) {
+/// Calls f(h, first, height) for each tile of queries of a part, of all heads that share its keys; they are in desk.x, and the next tile is
+/// asked for.
+template <bool backward, class scalar, class F> void for_each_query_tile(const Linear<scalar>& a, const Part& part, const WholeDesk<scalar>& desk,
+                                                                         const F& f) {
   const long group = a.H / a.Hk;
   for (long h = part.hk * group; h < (part.hk + 1) * group; ++h) {
     for_each_tile(part, [&](long first, long height) {
+      const long next = first + tile, head = part.b * a.H + h;
+      desk.ahead.begin(tiles_in<scalar>(tile, backward ? desk.deep : desk.wide));
+      desk.ahead.add(a.q, part.b, h, next, tile, a.N, a.F);
+      desk.ahead.add(a.out + head * a.N * a.Dv, next, tile, a.N, a.Dv);
+      if (backward) {
+        desk.ahead.add(a.d_out, part.b, h, next, tile, a.N, a.Dv);
+        desk.ahead.add(a.d_q + head * a.N * a.F, next, tile, a.N, a.F);
+      }
       copy_rows(a.q, part.b, h, first, height, a.F, scalar{1}, desk.x, desk.deep_row);
       f(h, first, height);
     });
@@ -146,16 +169,17 @@ template <class scalar, class F> void for_each_query_tile(const Linear<scalar>& 
 
 template <class scalar> void read(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  const WholeDesk<scalar> desk(a, room);
+  Ahead ahead;
+  const WholeDesk<scalar> desk(a, room, ahead);
   for (long task = begin; task < end; ++task) {
     const Part part = part_of(a, a.N, task);
     load_sums<false>(a, part, a.S_after, a.z_after, desk);
-    for_each_query_tile(a, part, desk, [&](long h, long first, long height) {
-      gemm<false>(height, desk.wide, a.F, Left<scalar>{desk.x, desk.deep_row, 1}, Right<scalar>{desk.T, desk.wide}, desk.y, desk.wide);
+    for_each_query_tile<false>(a, part, desk, [&](long h, long first, long height) {
+      gemm<false>(desk.ahead, height, desk.wide, a.F, Left<scalar>{desk.x, desk.deep_row, 1}, Right<scalar>{desk.T, desk.wide}, desk.y, desk.wide);
       scalar* out = a.out + ((part.b * a.H + h) * a.N + first) * a.Dv;
       for (long r = 0; r < height; ++r) {
         const scalar share = 1 / divide(a, product(desk.x + r * desk.deep_row, desk.z, desk.deep)).value;
-        for (long d = 0; d < a.Dv; ++d) out[r * a.Dv + d] = share * desk.y[r * desk.wide + d];
+        store_row(desk.y + r * desk.wide, share, a.Dv, out + r * a.Dv);
       }
     });
   }
@@ -164,12 +188,13 @@ template <class scalar> void read(const Linear<scalar>& a, long begin, long end,
 /// d_q, and a part of d_S and d_z.
 template <class scalar> void sum_queries(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  const WholeDesk<scalar> desk(a, room);
+  Ahead ahead;
+  const WholeDesk<scalar> desk(a, room, ahead);
   for (long task = begin; task < end; ++task) {
     const Part part = part_of(a, a.N, task);
     load_sums<true>(a, part, a.S_after, a.z_after, desk);
     scalar *d_T = cleared(a, task, desk), *d_z = d_T + a.F * desk.wide;
-    for_each_query_tile(a, part, desk, [&](long h, long first, long height) {
+    for_each_query_tile<true>(a, part, desk, [&](long h, long first, long height) {
       const long row = (part.b * a.H + h) * a.N + first;
       scalar d_r[tile];
       copy_rows(a.d_out, part.b, h, first, height, a.Dv, scalar{1}, desk.y, desk.wide);
@@ -182,10 +207,10 @@ template <class scalar> void sum_queries(const Linear<scalar>& a, long begin, lo
         add_row(desk, r, d_r[r], d_z);
       }
       add_tile(a, height, desk, d_T);
-      gemm<false>(height, desk.deep, a.Dv, Left<scalar>{desk.y, desk.wide, 1}, Right<scalar>{desk.T_across, desk.deep_row}, desk.d_x, desk.deep_row);
+      gemm<false>(desk.ahead, height, desk.deep, a.Dv, Left<scalar>{desk.y, desk.wide, 1}, Right<scalar>{desk.T_across, desk.deep_row}, desk.d_x,
+                  desk.deep_row);
       for (long r = 0; r < height; ++r) {
-        scalar* d_q = a.d_q + (row + r) * a.F;
-        for (long f = 0; f < a.F; ++f) d_q[f] = desk.d_x[r * desk.deep_row + f] + d_r[r] * desk.z[f];
+        store_row(desk.d_x + r * desk.deep_row, d_r[r], desk.z, a.F, a.d_q + (row + r) * a.F);
       }
     });
   }
@@ -194,19 +219,26 @@ template <class scalar> void sum_queries(const Linear<scalar>& a, long begin, lo
 /// d_k and d_v, from d_S and d_z.
 template <class scalar> void give_to_keys(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  const WholeDesk<scalar> desk(a, room);
+  Ahead ahead;
+  const WholeDesk<scalar> desk(a, room, ahead);
   for (long task = begin; task < end; ++task) {
     const Part part = part_of(a, a.M, task);
     load_sums<true>(a, part, a.d_S, a.d_z, desk);
     for_each_tile(part, [&](long first, long height) {
-      load_keys(a, part, first, height, desk);
-      gemm<false>(height, desk.deep, a.Dv, Left<scalar>{desk.y, desk.wide, 1}, Right<scalar>{desk.T_across, desk.deep_row}, desk.d_x, desk.deep_row);
-      gemm<false>(height, desk.wide, a.F, Left<scalar>{desk.x, desk.deep_row, 1}, Right<scalar>{desk.T, desk.wide}, desk.d_y, desk.wide);
+      load_keys<true>(a, part, first, height, desk);
+      gemm<false>(desk.ahead, height, desk.deep, a.Dv, Left<scalar>{desk.y, desk.wide, 1}, Right<scalar>{desk.T_across, desk.deep_row}, desk.d_x,
+                  desk.deep_row);
+      gemm<false>(desk.ahead, height, desk.wide, a.F, Left<scalar>{desk.x, desk.deep_row, 1}, Right<scalar>{desk.T, desk.wide}, desk.d_y, desk.wide);
       for (long r = 0; r < height; ++r) {
         const bool seen = !a.key_mask || a.key_mask[part.b * a.M + first + r];
         const long row = (part.b * a.Hk + part.hk) * a.M + first + r;
-        for (long f = 0; f < a.F; ++f) a.d_k[row * a.F + f] = seen ? desk.d_x[r * desk.deep_row + f] + desk.z[f] : 0;
-        for (long d = 0; d < a.Dv; ++d) a.d_v[row * a.Dv + d] = seen ? desk.d_y[r * desk.wide + d] : 0;
+        if (seen) {
+          store_row(desk.d_x + r * desk.deep_row, scalar{1}, desk.z, a.F, a.d_k + row * a.F);
+          store_row(desk.d_y + r * desk.wide, scalar{1}, a.Dv, a.d_v + row * a.Dv);
+        } else {
+          clear_row(a.F, a.d_k + row * a.F);
+          clear_row(a.Dv, a.d_v + row * a.Dv);
+        }
       }
     });
   }
@@ -214,12 +246,14 @@ template <class scalar> void give_to_keys(const Linear<scalar>& a, long begin, l
 
 template <class scalar> long numbers_of_sums(const Linear<scalar>& a) {
   Room<scalar> room(nullptr);
-  return WholeDesk<scalar>(a, room).sums(a);
+  Ahead ahead;
+  return WholeDesk<scalar>(a, room, ahead).sums(a);
 }
 
 template <class scalar> long numbers_for(const Linear<scalar>& a) {
   Room<scalar> room(nullptr);
-  const WholeDesk<scalar> desk(a, room);
+  Ahead ahead;
+  const WholeDesk<scalar> desk(a, room, ahead);
   return room.taken;
 }
 

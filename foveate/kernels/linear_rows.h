@@ -1,4 +1,4 @@
-// What linear attention divides by, and the products of rows that it is found from.
+// What linear attention divides by, the products of rows that it is found from, and rows of results.
 #pragma once
 #include "kernels/linear.h"
 #include "kernels/vec.h"
@@ -34,6 +34,24 @@ template <class scalar> scalar product(const scalar* x, const scalar* y, long co
   scalar sum = total<scalar>(some[0] + some[1]);
   for (; i < count; ++i) sum += x[i] * y[i];
   return sum;
+}
+
+/// to = s x
+template <class scalar> void store_row(const scalar* x, scalar s, long width, scalar* to) {
+  long i = 0;
+  for (; i + lanes<scalar> <= width; i += lanes<scalar>) vec(to + i) = s * vec(x + i);
+  for (; i < width; ++i) to[i] = s * x[i];
+}
+
+/// to = x + s y
+template <class scalar> void store_row(const scalar* x, scalar s, const scalar* y, long width, scalar* to) {
+  long i = 0;
+  for (; i + lanes<scalar> <= width; i += lanes<scalar>) vec(to + i) = vec(x + i) + s * vec(y + i);
+  for (; i < width; ++i) to[i] = x[i] + s * y[i];
+}
+
+template <class scalar> void clear_row(long width, scalar* to) {
+  for (long i = 0; i < width; ++i) to[i] = 0;
 }
 
 }  // namespace
