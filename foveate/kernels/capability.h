@@ -37,7 +37,6 @@ template <class scalar> struct LinearEngine {
   void (*backward)(const Linear<scalar>&, long begin, long end, scalar* scratch);  ///< the same
   long (*forward_room)(const Linear<scalar>&);                                     ///< numbers of scratch
   long (*backward_room)(const Linear<scalar>&);
-  long vector;  ///< widths are padded to a multiple of this
 };
 
 /// Linear attention without an order.

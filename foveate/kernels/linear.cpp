@@ -321,11 +321,8 @@ template <class scalar, bool backward> long numbers_for(const Linear<scalar>& a)
   return room.taken;
 }
 
-template <class scalar> constexpr LinearEngine<scalar> engine{.forward = forward<scalar>,
-                                                              .backward = backward<scalar>,
-                                                              .forward_room = numbers_for<scalar, false>,
-                                                              .backward_room = numbers_for<scalar, true>,
-                                                              .vector = 2 * lanes<scalar>};
+template <class scalar> constexpr LinearEngine<scalar> engine{
+    .forward = forward<scalar>, .backward = backward<scalar>, .forward_room = numbers_for<scalar, false>, .backward_room = numbers_for<scalar, true>};
 
 }  // namespace
 
