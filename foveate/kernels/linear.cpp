@@ -2,9 +2,9 @@
 // k v^T and z = sum k. In a chunk
 //   p = w * tril(q k^T),   out = (c q S + p v) / d(c q.z + sum_j p_j);   S <- c_C S + (l k)^T v,   z <- c_C z + sum_j l_j k_j
 // where c_r is what decay leaves at row r of what came before the chunk, l_j what is left at its end of key j, w_rj = c_r / c_j at row r of
-// key j; all 1 without decay. The backward has S and z in one matrix T [F,Dv+1], as if each value had a 1 behind it. It walks forwards for d_q, which
-// needs T, and backwards for d_k and d_v, which need the sums of all that comes after; nothing is kept but one matrix. With the delta rule,
-// linear_delta.h first puts what is written in place of v.
+// key j; all 1 without decay. The backward has S and z in one matrix, T_across [Dv+1,F], as if each value had a 1 behind it. It walks forwards for
+// d_q, which needs it, and backwards for d_k and d_v, which need the sums of all that comes after; what is kept between the two is 1 / d
+// and the gradient of q.z of each query. With the delta rule, linear_delta.h first puts what is written in place of v.
 #include "kernels/linear.h"
 
 #include "kernels/capability.h"
