@@ -11,6 +11,7 @@ import argparse
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ def duels(
         for make in track(list(makers(given)), description="measuring", console=Console(stderr=True)):
             duel = make()
             if given.only.lower() in duel.name.lower():
-                cells, ratio = _fought(duel, given.rounds, tolerance)
+                cells, ratio = _fought(duel, given.rounds, tolerance, _clock(given))
                 table.add_row(duel.name, *cells)
                 ratios.append(ratio)
     except KeyboardInterrupt:
@@ -87,7 +88,7 @@ def duels(
         print(f"geometric mean of {len(ratios)}: {statistics.geometric_mean(ratios):.2f} times faster, least {min(ratios):.2f}")
 
 
-def _fought(duel: Duel, rounds: int, tolerance: float) -> tuple[list[str], float]:
+def _fought(duel: Duel, rounds: int, tolerance: float, clock: Callable[[], float]) -> tuple[list[str], float]:
     """The cells of a row, and how many times faster we are."""
     outs = [side(*duel.inputs).detach() for side in (duel.theirs, duel.ours)]
     if duel.same and not torch.allclose(*outs, rtol=tolerance, atol=tolerance * outs[0].abs().max().item()):
@@ -95,7 +96,7 @@ def _fought(duel: Duel, rounds: int, tolerance: float) -> tuple[list[str], float
     cotangent = torch.randn_like(outs[0])
     calls = {name: both(*side, duel.inputs, cotangent) for name, side in _sides(duel).items()}
     memory = {name: peak_extra_bytes(call) / 1e6 for name, call in calls.items()}
-    times = interleaved_times(calls, "ours", rounds, seed=0)
+    times = interleaved_times(calls, "ours", rounds, seed=0, clock=clock)
     ratio = times["theirs"].ratio or math.nan
     cells = [f"{times[side].median_ms:.1f}" for side in ("theirs", "ours")]
     return [*cells, f"{ratio:.2f}", f"{memory['theirs']:.0f}", f"{memory['ours']:.0f}"], ratio
@@ -125,12 +126,17 @@ def both(side: Callable[..., Tensor], weights: list[nn.Parameter], inputs: tuple
 def _given(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--processor-time", action="store_true", help="instead of time on the clock: on a machine that others use, with one thread")
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--markdown", action="store_true", help="a table for a page")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     return given
+
+
+def _clock(given: argparse.Namespace) -> Callable[[], float]:
+    return time.process_time if given.processor_time else time.perf_counter
 
 
 def _table(title: str, given: argparse.Namespace, columns: Sequence[str]) -> Table:
@@ -156,7 +162,7 @@ def run(description: str | None, rows: Callable[[torch.dtype, argparse.Namespace
     chosen = [row for row in rows(getattr(torch, given.dtype), given) if given.only in row.name]
     for row in track(chosen, description="measuring", console=Console(stderr=True)):
         limit, amount = limits[row.limit]
-        times = interleaved_times({"limit": limit, "ours": row.ours, "peer": row.peer}, "ours", given.rounds, seed=0)
+        times = interleaved_times({"limit": limit, "ours": row.ours, "peer": row.peer}, "ours", given.rounds, seed=0, clock=_clock(given))
         speed = amount / times["limit"].median_ms  # at the limit, per millisecond
         shares = [f"{100 * row.work / times[name].median_ms / speed:.0f} %" for name in ("peer", "ours")]
         table.add_row(row.name, f"{times['peer'].median_ms:.1f}", f"{times['ours'].median_ms:.1f}", f"{times['peer'].ratio:.2f}", *shares)

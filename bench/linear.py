@@ -42,7 +42,9 @@ def chunked_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     """The delta rule in torch: one triangular system for each chunk, all solved at once, then chunk by chunk."""
     q, k, v, beta = (x.unflatten(2, (-1, CHUNK)) for x in (q, k, v, beta.unsqueeze(-1)))  # [B,H,chunks,C,D], [B,H,chunks,C,1]
     system = (beta * (k @ k.transpose(-1, -2))).tril(-1)
-    solved = torch.linalg.solve_triangular(system, beta * torch.cat([v, k], -1), upper=False, unitriangular=True)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # torch solves no systems in half precision
+    right = (beta * torch.cat([v, k], -1)).to(wide)
+    solved = torch.linalg.solve_triangular(system.to(wide), right, upper=False, unitriangular=True).to(q.dtype)
     scores = (q @ k.transpose(-1, -2)).tril()
     memory, outs = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), []
     sizes = [v.shape[-1], k.shape[-1]]

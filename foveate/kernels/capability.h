@@ -39,7 +39,18 @@ template <class scalar> struct LinearEngine {
   void (*backward)(const Linear<scalar>&, long begin, long end, scalar* scratch);  ///< the same
   long (*forward_room)(const Linear<scalar>&);                                     ///< numbers of scratch
   long (*backward_room)(const Linear<scalar>&);
-  long vector;  ///< widths are padded to a multiple of this
+};
+
+/// Linear attention without an order.
+template <class scalar> struct WholeEngine {
+  void (*sum_keys)(const Linear<scalar>&, long begin, long end, scalar* scratch);      ///< tasks: parts of the keys of every (b, key head)
+  void (*join_keys)(const Linear<scalar>&, long begin, long end);                      ///< tasks: every (b, key head)
+  void (*read)(const Linear<scalar>&, long begin, long end, scalar* scratch);          ///< tasks: parts of the queries of every (b, key head)
+  void (*sum_queries)(const Linear<scalar>&, long begin, long end, scalar* scratch);   ///< the same
+  void (*join_queries)(const Linear<scalar>&, long begin, long end);                   ///< tasks: every (b, key head)
+  void (*give_to_keys)(const Linear<scalar>&, long begin, long end, scalar* scratch);  ///< tasks: parts of the keys of every (b, key head)
+  long (*sums)(const Linear<scalar>&);                                                 ///< numbers of sums
+  long (*room)(const Linear<scalar>&);                                                 ///< numbers of scratch
 };
 
 template <class scalar> struct ProjectedFeaturesEngine {
@@ -89,6 +100,8 @@ struct Kernels {
   const SoftmaxEngine<double>* softmax_double;
   const LinearEngine<float>* linear_float;
   const LinearEngine<double>* linear_double;
+  const WholeEngine<float>* linear_whole_float;
+  const WholeEngine<double>* linear_whole_double;
   const WindowSumEngine<float>* window_sum_float;
   const WindowSumEngine<double>* window_sum_double;
   const ProductKeysEngine<float>* product_keys_float;
@@ -124,6 +137,8 @@ struct Kernels {
   extern const SoftmaxEngine<double> softmax_double;                        \
   extern const LinearEngine<float> linear_float;                            \
   extern const LinearEngine<double> linear_double;                          \
+  extern const WholeEngine<float> linear_whole_float;                       \
+  extern const WholeEngine<double> linear_whole_double;                     \
   extern const ProjectedFeaturesEngine<float> projected_features_float;     \
   extern const ProjectedFeaturesEngine<double> projected_features_double;   \
   extern const WindowSumEngine<float> window_sum_float;                     \

@@ -1,10 +1,12 @@
-// Arguments of the linear engine: causal attention whose weights are products of features, by chunks with carried sums.
+// Arguments of the linear engine: attention whose weights are products of features, by chunks with carried sums, or whole.
 #pragma once
 #include "kernels/rows.h"
 
 namespace foveate::kernels {
 
 inline constexpr long chunk = 64;  // keys, and the queries that stand beside them, that are met at a time
+
+inline constexpr long part_rows = 1024;  // keys, or queries, that are summed by one task where there is no order
 
 /// The denominator d(z) under q S; see ops/linear_attention.h.
 enum class Divisor { none, add, clamp, clamp_abs, guard };
@@ -28,7 +30,9 @@ template <class scalar> struct Linear {
   const scalar *d_S_after, *d_z_after;  // like S and z; may be null
   scalar *d_q, *d_k, *d_v, *d_S, *d_z;  // [B,H,N,F], [B,Hk,M,F], [B,Hk,M,Dv], like S, like z
   scalar *d_log_decay, *d_beta;         // [B,Hk,M]; may be null
-  scalar* d_sums;                       // [B,H,N,Dv + 1 rounded up, Dv with the delta rule]: scratch, gradients of q S and q . z
+  scalar *shares, *d_z_of;              // [B,H,N]: scratch, 1 / d and the gradient of q . z; null with the delta rule
+
+  scalar* parts;  // without an order: [B,Hk,parts of keys, or of queries, numbers of sums]: scratch
 };
 
 }  // namespace foveate::kernels

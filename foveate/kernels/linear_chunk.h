@@ -1,8 +1,9 @@
 // A chunk of keys and the queries beside it: what the linear engine loads, and the products of the two.
 #pragma once
+#include "kernels/ahead.h"
 #include "kernels/copy.h"
-#include "kernels/gemm.h"
 #include "kernels/linear.h"
+#include "kernels/linear_rows.h"
 #include "kernels/room.h"
 
 #include <math.h>
@@ -35,37 +36,44 @@ template <class scalar> long early_of(const Linear<scalar>& a) { return clamped(
 /// What one task works in; V stands for the columns of T: those of S, and in the backward behind them that of z, which the delta rule does
 /// without.
 template <class scalar> struct Desk {
-  long columns, deep, wide;
-  scalar *T, *T_across;          // [F,wide], [V,deep]
-  scalar *q, *k, *k_across;      // [C,deep], [C,deep], [F,C]
-  scalar *v, *v_across;          // [C,wide], [V,C]
-  scalar* n;                     // [C,wide]
+  long columns, deep, wide;      // V; F and Dv rounded up to what products compute
+  long deep_row, wide_row;       // how far rows of F and of V are apart
+  scalar *T, *T_across;          // [F,wide_row], [V,deep_row]; in the backward z stands in T_across alone
+  scalar *q, *k, *k_across;      // [C,deep_row], [C,deep_row], [F,C]
+  scalar *v, *v_across;          // [C,wide_row], [V,C]
+  scalar* n;                     // [C,wide_row]
   scalar *p, *d_p, *weight;      // [C,C]
-  scalar *d_q, *d_k, *d_v;       // [C,deep], [C,deep], [C,wide]
+  scalar *d_q, *d_k, *d_v;       // [C,deep_row], [C,deep_row], [C,wide_row]
   scalar *fade, *before, *left;  // [C]: g_r, c_r, l_r
   scalar *z, *z_before, *along;  // [F], [F], [M + 1]
   // The delta rule.
   scalar* strength;                // [C]: beta, 0 where hidden
   scalar *lack, *less;             // [C,wide]: what a value lacks; minus what is written, or minus what flows back to values
   scalar *kept_sums, *kept_lacks;  // of each chunk: T_across before it, lack
+  Ahead& ahead;
 
-  Desk(const Linear<scalar>& a, Room<scalar>& room, bool backward)
-      : columns(a.Dv + (backward && !a.beta ? 1 : 0)), deep(round_up<scalar>(a.F)), wide(round_up<scalar>(columns)) {
+  Desk(const Linear<scalar>& a, Room<scalar>& room, Ahead& next, bool backward)
+      : columns(a.Dv + (backward && !a.beta ? 1 : 0)),
+        deep(round_up<scalar>(a.F)),
+        wide(round_up<scalar>(a.Dv)),
+        deep_row(apart<scalar>(deep)),
+        wide_row(round_up<scalar>(columns)),
+        ahead(next) {
     const auto take = [&](bool needed, long count) { return room.take(needed ? count : 0); };
-    T = room.take(a.F * wide);
-    T_across = take(backward, columns * deep);
-    q = room.take(chunk * deep);
-    k = room.take(chunk * deep);
+    T = room.take(a.F * wide_row);
+    T_across = take(backward, columns * deep_row);
+    q = room.take(chunk * deep_row);
+    k = room.take(chunk * deep_row);
     k_across = room.take(a.F * chunk);
-    v = room.take(chunk * wide);
+    v = room.take(chunk * wide_row);
     v_across = take(backward, columns * chunk);
-    n = room.take(chunk * wide);
+    n = room.take(chunk * wide_row);
     p = room.take(chunk * chunk);
     d_p = take(backward, chunk * chunk);
     weight = take(a.log_decay != nullptr, chunk * chunk);
-    d_q = take(backward, chunk * deep);
-    d_k = take(backward, chunk * deep);
-    d_v = take(backward, chunk * wide);
+    d_q = take(backward, chunk * deep_row);
+    d_k = take(backward, chunk * deep_row);
+    d_v = take(backward, chunk * wide_row);
     fade = room.take(chunk);
     before = room.take(chunk);
     left = room.take(chunk);
@@ -76,48 +84,53 @@ template <class scalar> struct Desk {
     strength = take(delta, chunk);
     lack = take(delta, chunk * wide);
     less = take(delta, chunk * wide);
-    kept_sums = take(delta && backward, tiles_of(a.M, chunk) * a.Dv * deep);
+    kept_sums = take(delta && backward, tiles_of(a.M, chunk) * a.Dv * deep_row);
     kept_lacks = take(delta && backward, tiles_of(a.M, chunk) * chunk * wide);
   }
 };
 
-/// T [F,wide] from S and z, or zero.
-template <class scalar> void load_sums(const Linear<scalar>& a, const scalar* S, const scalar* z, long head, long wide, scalar* T) {
+/// T [F,row] from S and z, or zero.
+template <class scalar> void load_sums(const Linear<scalar>& a, const scalar* S, const scalar* z, long head, long row, scalar* T) {
   for (long f = 0; f < a.F; ++f) {
-    for (long d = 0; d < wide; ++d) T[f * wide + d] = 0;
-    for (long d = 0; S && d < a.Dv; ++d) T[f * wide + d] = S[(head * a.F + f) * a.Dv + d];
-    if (z) T[f * wide + a.Dv] = z[head * a.F + f];
+    for (long d = 0; d < row; ++d) T[f * row + d] = 0;
+    for (long d = 0; S && d < a.Dv; ++d) T[f * row + d] = S[(head * a.F + f) * a.Dv + d];
+    if (z) T[f * row + a.Dv] = z[head * a.F + f];
   }
 }
 
-template <class scalar> void store_sums(const Linear<scalar>& a, const scalar* T, long head, long wide, scalar* S, scalar* z) {
+template <class scalar> void store_sums(const Linear<scalar>& a, const scalar* T, long head, long row, scalar* S) {
   for (long f = 0; f < a.F; ++f) {
-    for (long d = 0; d < a.Dv; ++d) S[(head * a.F + f) * a.Dv + d] = T[f * wide + d];
-    if (z) z[head * a.F + f] = T[f * wide + a.Dv];
+    for (long d = 0; d < a.Dv; ++d) S[(head * a.F + f) * a.Dv + d] = T[f * row + d];
   }
 }
 
-/// T_across from T.
-template <class scalar> void turn_sums(const Linear<scalar>& a, const Desk<scalar>& desk) {
-  turn_rows(desk.T, desk.wide, a.F, desk.columns, desk.T_across, desk.deep);
-  for (long d = 0; d < desk.columns; ++d) {
-    for (long f = a.F; f < desk.deep; ++f) desk.T_across[d * desk.deep + f] = 0;
+/// The first `columns` rows of T_across, from T.
+template <class scalar> void turn_sums(const Linear<scalar>& a, const Desk<scalar>& desk, long columns) {
+  turn_rows(desk.T, desk.wide_row, a.F, columns, desk.T_across, desk.deep_row);
+  for (long d = 0; d < columns; ++d) {
+    for (long f = a.F; f < desk.deep; ++f) desk.T_across[d * desk.deep_row + f] = 0;
   }
+}
+
+/// A product, while the next chunk is on its way.
+template <bool add, class scalar> void multiply(const Desk<scalar>& desk, long height, long width, long depth, Left<scalar> x, Right<scalar> y,
+                                                scalar* to, long row) {
+  gemm<add>(desk.ahead, height, width, depth, x, y, to, row);
 }
 
 /// The keys and values of a chunk, a 1 behind each value where T has a column for it, zeros where hidden; and what decay leaves, if it takes
 /// anything: running maxima seldom change. Gives c_C.
 template <class scalar> scalar load_keys(const Linear<scalar>& a, Place& at, const Desk<scalar>& desk) {
-  copy_rows(a.k, at.b, at.hk, at.first, at.height, a.F, scalar{1}, desk.k, desk.deep);
-  copy_rows(a.v, at.b, at.hk, at.first, at.height, a.Dv, scalar{1}, desk.v, desk.wide);
+  copy_rows(a.k, at.b, at.hk, at.first, at.height, a.F, scalar{1}, desk.k, desk.deep_row);
+  copy_rows(a.v, at.b, at.hk, at.first, at.height, a.Dv, scalar{1}, desk.v, desk.wide_row);
   for (long r = 0; r < chunk; ++r) {
     const bool seen = r < at.height && (!a.key_mask || a.key_mask[at.b * a.M + at.first + r]);
-    for (long f = 0; !seen && f < desk.deep; ++f) desk.k[r * desk.deep + f] = 0;
-    for (long d = 0; !seen && d < desk.wide; ++d) desk.v[r * desk.wide + d] = 0;
+    for (long f = 0; !seen && f < desk.deep; ++f) desk.k[r * desk.deep_row + f] = 0;
+    for (long d = 0; !seen && d < desk.wide_row; ++d) desk.v[r * desk.wide_row + d] = 0;
     if (a.beta) desk.strength[r] = seen ? a.beta[(at.b * a.Hk + at.hk) * a.M + at.first + r] : 0;
-    if (seen && desk.columns > a.Dv) desk.v[r * desk.wide + a.Dv] = 1;
+    if (seen && desk.columns > a.Dv) desk.v[r * desk.wide_row + a.Dv] = 1;
   }
-  turn_rows(desk.k, desk.deep, chunk, a.F, desk.k_across, chunk);
+  turn_rows(desk.k, desk.deep_row, chunk, a.F, desk.k_across, chunk);
   if (!a.log_decay) return 1;
   scalar all = 1;
   const scalar* log_decay = a.log_decay + (at.b * a.Hk + at.hk) * a.M + at.first;
@@ -135,19 +148,6 @@ template <class scalar> scalar load_keys(const Linear<scalar>& a, Place& at, con
   return all;
 }
 
-/// x . y of `count` numbers.
-template <class scalar> scalar product(const scalar* x, const scalar* y, long count) {
-  Vec<scalar> some[2] = {};
-  long i = 0;
-  for (; i + 2 * lanes<scalar> <= count; i += 2 * lanes<scalar>) {
-    some[0] += vec(x + i) * vec(y + i);
-    some[1] += vec(x + i + lanes<scalar>) * vec(y + i + lanes<scalar>);
-  }
-  scalar sum = total<scalar>(some[0] + some[1]);
-  for (; i < count; ++i) sum += x[i] * y[i];
-  return sum;
-}
-
 /// The sum of `count` numbers, a multiple of two vectors.
 template <class scalar> scalar sum_of(const scalar* x, long count) {
   Vec<scalar> some[2] = {};
@@ -158,10 +158,10 @@ template <class scalar> scalar sum_of(const scalar* x, long count) {
   return total<scalar>(some[0] + some[1]);
 }
 
-/// x_r *= factor_r for rows of `width`.
-template <class scalar> void scale_rows(scalar* x, const scalar* factor, long rows, long width) {
+/// x_r *= factor_r for rows of `width`, `row` apart.
+template <class scalar> void scale_rows(scalar* x, const scalar* factor, long rows, long width, long row) {
   for (long r = 0; r < rows; ++r) {
-    for (long d = 0; d < width; ++d) x[r * width + d] *= factor[r];
+    for (long d = 0; d < width; ++d) x[r * row + d] *= factor[r];
   }
 }
 
@@ -171,7 +171,7 @@ template <class scalar> void meet(const Place& at, const Desk<scalar>& desk, con
   constexpr long panel = 2 * lanes<scalar>;
   for (long r0 = 0; r0 < at.queries; r0 += register_rows) {
     const long height = least(register_rows, at.queries - r0), seen = least(chunk, tiles_of(at.row + r0 + height, panel) * panel);
-    gemm<false>(height, seen, depth, Left<scalar>{x + r0 * x_row, x_row, 1}, Right<scalar>{y_across, chunk}, s + r0 * chunk, chunk);
+    multiply<false>(desk, height, seen, depth, Left<scalar>{x + r0 * x_row, x_row, 1}, Right<scalar>{y_across, chunk}, s + r0 * chunk, chunk);
     for (long r = r0; r < r0 + height; ++r) {
       scalar* row = s + r * chunk;
       const scalar* weight = desk.weight + (at.row + r) * chunk;
@@ -181,23 +181,25 @@ template <class scalar> void meet(const Place& at, const Desk<scalar>& desk, con
   }
 }
 
-/// sums [queries,width] += s y, with y [C,width], what of it is not zero.
-template <class scalar> void along_keys(const Place& at, const scalar* s, const scalar* y, long width, scalar* sums) {
+/// sums [queries,width] += s y, with y [C,width], what of it is not zero; rows of both are `row` apart.
+template <class scalar> void along_keys(const Place& at, const Desk<scalar>& desk, const scalar* s, const scalar* y, long row, long width,
+                                        scalar* sums) {
   for (long d = 0; d < width; d += 2 * lanes<scalar>) {
     for (long r = 0; r < at.queries; r += register_rows) {
       const long height = least(register_rows, at.queries - r);
-      gemm<true>(height, 2 * lanes<scalar>, least(chunk, at.row + r + height), Left<scalar>{s + r * chunk, chunk, 1}, Right<scalar>{y + d, width},
-                 sums + r * width + d, width);
+      multiply<true>(desk, height, 2 * lanes<scalar>, least(chunk, at.row + r + height), Left<scalar>{s + r * chunk, chunk, 1},
+                     Right<scalar>{y + d, row}, sums + r * row + d, row);
     }
   }
 }
 
-/// sums [C,row] += s^T x, with x [queries,row], their first `width` columns, what of it is not zero.
-template <class scalar> void along_queries(const Place& at, const scalar* s, const scalar* x, long row, long width, scalar* sums) {
+/// sums [C,width] += s^T x, with x [queries,width], what of it is not zero; rows of both are `row` apart.
+template <class scalar> void along_queries(const Place& at, const Desk<scalar>& desk, const scalar* s, const scalar* x, long row, long width,
+                                           scalar* sums) {
   for (long c = 0; c < chunk; c += register_rows) {
     const long skipped = clamped(c - at.row, 0, at.queries);  // queries before the first of these keys
-    gemm<true>(least(register_rows, chunk - c), width, at.queries - skipped, Left<scalar>{s + skipped * chunk + c, 1, chunk},
-               Right<scalar>{x + skipped * row, row}, sums + c * row, row);
+    multiply<true>(desk, least(register_rows, chunk - c), width, at.queries - skipped, Left<scalar>{s + skipped * chunk + c, 1, chunk},
+                   Right<scalar>{x + skipped * row, row}, sums + c * row, row);
   }
 }
 

@@ -29,13 +29,13 @@ template <class scalar> inline void weaken(const Desk<scalar>& desk, long r, con
 /// v becomes u, where T is the memory before the chunk; lack is x.
 template <class scalar> void correct(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk) {
   const long wide = desk.wide;
-  gemm<false>(at.height, wide, a.F, Left<scalar>{desk.k, desk.deep, 1}, Right<scalar>{desk.T, wide}, desk.lack, wide);
+  multiply<false>(desk, at.height, wide, a.F, Left<scalar>{desk.k, desk.deep_row, 1}, Right<scalar>{desk.T, wide}, desk.lack, wide);
   for (long i = 0; i < chunk * wide; ++i) desk.lack[i] = i < at.height * wide ? desk.v[i] - desk.lack[i] : 0;
-  meet(among_keys(at), desk, desk.k, desk.deep, a.F, desk.k_across, desk.p);
+  meet(among_keys(at), desk, desk.k, desk.deep_row, a.F, desk.k_across, desk.p);
   for (long first = 0; first < at.height; first += register_rows) {
     const long end = least(at.height, first + register_rows);
-    gemm<true>(end - first, wide, first, Left<scalar>{desk.p + first * chunk, chunk, 1}, Right<scalar>{desk.less, wide}, desk.lack + first * wide,
-               wide);
+    multiply<true>(desk, end - first, wide, first, Left<scalar>{desk.p + first * chunk, chunk, 1}, Right<scalar>{desk.less, wide},
+                   desk.lack + first * wide, wide);
     for (long r = first; r < end; ++r) {
       for (long c = first; c < r; ++c) add_row(desk.p[r * chunk + c], desk.less + c * wide, wide, desk.lack + r * wide);
       weaken(desk, r, desk.lack);
@@ -46,7 +46,7 @@ template <class scalar> void correct(const Linear<scalar>& a, const Place& at, c
 
 /// What the walk back needs of chunk c.
 template <class scalar> void keep(const Linear<scalar>& a, long c, const Desk<scalar>& desk) {
-  const long sums = a.Dv * desk.deep, lacks = chunk * desk.wide;
+  const long sums = a.Dv * desk.deep_row, lacks = chunk * desk.wide;
   for (long i = 0; i < sums; ++i) desk.kept_sums[c * sums + i] = desk.T_across[i];
   for (long i = 0; i < lacks; ++i) desk.kept_lacks[c * lacks + i] = desk.lack[i];
 }
@@ -55,18 +55,18 @@ template <class scalar> void keep(const Linear<scalar>& a, long c, const Desk<sc
 template <class scalar> void recall(const Linear<scalar>&, long c, const Desk<scalar>& desk) {
   const scalar* lack = desk.kept_lacks + c * chunk * desk.wide;
   for (long i = 0; i < chunk * desk.wide; ++i) desk.v[i] = lack[i];
-  scale_rows(desk.v, desk.strength, chunk, desk.wide);
+  scale_rows(desk.v, desk.strength, chunk, desk.wide, desk.wide);
 }
 
 /// From the gradient of u in d_v to that of v, of beta, and what k still lacks; less is -e.
 template <class scalar> void correct_backward(const Linear<scalar>& a, const Place& at, long c, const Desk<scalar>& desk) {
-  const long wide = desk.wide, deep = desk.deep;
+  const long wide = desk.wide, deep = desk.deep, row = desk.deep_row;
   const Place keys = among_keys(at);
-  meet(keys, desk, desk.k, deep, a.F, desk.k_across, desk.p);
+  meet(keys, desk, desk.k, row, a.F, desk.k_across, desk.p);
   for (long end = at.height, first; end > 0; end = first) {
     first = (end - 1) / register_rows * register_rows;
-    gemm<true>(end - first, wide, at.height - end, Left<scalar>{desk.p + end * chunk + first, 1, chunk}, Right<scalar>{desk.less + end * wide, wide},
-               desk.d_v + first * wide, wide);
+    multiply<true>(desk, end - first, wide, at.height - end, Left<scalar>{desk.p + end * chunk + first, 1, chunk},
+                   Right<scalar>{desk.less + end * wide, wide}, desk.d_v + first * wide, wide);
     for (long r = end - 1; r >= first; --r) {
       for (long i = r + 1; i < end; ++i) add_row(desk.p[i * chunk + r], desk.less + i * wide, wide, desk.d_v + r * wide);
       weaken(desk, r, desk.d_v);
@@ -79,10 +79,10 @@ template <class scalar> void correct_backward(const Linear<scalar>& a, const Pla
     a.d_beta[(at.b * a.Hk + at.hk) * a.M + at.first + r] = strength;
     for (long d = 0; d < wide; ++d) desk.d_v[r * wide + d] = -desk.less[r * wide + d];
   }
-  gemm<true>(at.height, deep, a.Dv, Left<scalar>{desk.less, wide, 1}, Right<scalar>{desk.kept_sums + c * a.Dv * deep, deep}, desk.d_k, deep);
+  multiply<true>(desk, at.height, deep, a.Dv, Left<scalar>{desk.less, wide, 1}, Right<scalar>{desk.kept_sums + c * a.Dv * row, row}, desk.d_k, row);
   meet(keys, desk, desk.less, wide, a.Dv, desk.v_across, desk.d_p);
-  along_keys(keys, desk.d_p, desk.k, deep, desk.d_k);
-  along_queries(keys, desk.d_p, desk.k, deep, deep, desk.d_k);
+  along_keys(keys, desk, desk.d_p, desk.k, row, deep, desk.d_k);
+  along_queries(keys, desk, desk.d_p, desk.k, row, deep, desk.d_k);
 }
 
 }  // namespace

@@ -3,9 +3,9 @@
 // positions under it owe. Where features can be read from the results they are; else they are computed anew.
 #include "kernels/projected_features.h"
 
+#include "kernels/ahead.h"
 #include "kernels/capability.h"
 #include "kernels/copy.h"
-#include "kernels/gemm.h"
 #include "kernels/room.h"
 
 #include <math.h>
@@ -75,8 +75,10 @@ template <class scalar> struct FeatureDesk {
   scalar *value, *d_value;  // [2 wide], [2 wide]: of one position, its second half at `wide`
   scalar* slope;            // [wide]: -sin, of cos_phase
   scalar *d_u, *d_x, *d_h;  // like u, x, h
+  Ahead& ahead;
 
-  FeatureDesk(const ProjectedFeatures<scalar>& a, Room<scalar>& room, bool backward) : deep(round_up<scalar>(a.D)), wide(round_up<scalar>(a.m)) {
+  FeatureDesk(const ProjectedFeatures<scalar>& a, Room<scalar>& room, Ahead& next, bool backward)
+      : deep(round_up<scalar>(a.D)), wide(round_up<scalar>(a.m)), ahead(next) {
     const auto take = [&](bool needed, long count) { return room.take(needed ? count : 0); };
     x = room.take(feature_rows * deep);
     u = room.take(feature_rows * wide);
@@ -129,7 +131,7 @@ template <class scalar> inline void pad(const ProjectedFeatures<scalar>& a, scal
 /// u of a stretch.
 template <class scalar> void project(const ProjectedFeatures<scalar>& a, const Stretch& at, const FeatureDesk<scalar>& desk) {
   const scalar* W = a.W_across + (a.W_of_heads ? at.h * a.D * desk.wide : 0);
-  gemm<false>(at.height, desk.wide, a.D, Left<scalar>{desk.x, desk.deep, 1}, Right<scalar>{W, desk.wide}, desk.u, desk.wide);
+  gemm<false>(desk.ahead, at.height, desk.wide, a.D, Left<scalar>{desk.x, desk.deep, 1}, Right<scalar>{W, desk.wide}, desk.u, desk.wide);
   for (long r = 0; r < at.height; ++r) {
     scalar* u = desk.u + r * desk.wide;
     for (long c = 0; a.phase && c < desk.wide; c += lanes<scalar>) vec(u + c) += vec(a.phase + c);
@@ -193,6 +195,17 @@ template <class scalar> inline scalar* row_of(const ProjectedFeatures<scalar>& a
   return a.phi + ((at.b * a.H + at.h) * a.N + at.first + r) * a.F();
 }
 
+/// Asks for what a stretch reads and writes, during the products of another.
+template <class scalar> void look_ahead(const ProjectedFeatures<scalar>& a, const Stretch& at, bool backward, const FeatureDesk<scalar>& desk) {
+  const long head = at.b * a.H + at.h;
+  desk.ahead.begin(tiles_in<scalar>(feature_rows, backward ? desk.deep : desk.wide));
+  desk.ahead.add(a.x, at.b, at.h, at.first, at.height, a.N, a.D);
+  desk.ahead.add(a.phi + head * a.N * a.F(), at.first, at.height, a.N, a.F());
+  if (!backward) return;
+  desk.ahead.add(a.d_phi + head * a.N * a.F(), at.first, at.height, a.N, a.F());
+  desk.ahead.add(a.d_x + head * a.N * a.D, at.first, at.height, a.N, a.D);
+}
+
 /// Calls f(stretch) for each tile of a head.
 template <class scalar, class F> void for_each_stretch(const ProjectedFeatures<scalar>& a, long b, long h, const F& f) {
   for (long first = 0; first < a.N; first += feature_rows) f(Stretch{b, h, first, least(feature_rows, a.N - first)});
@@ -243,7 +256,8 @@ template <class scalar> void forward_under_one(const ProjectedFeatures<scalar>& 
 /// Tasks [begin, end).
 template <class scalar> void forward(const ProjectedFeatures<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  const FeatureDesk<scalar> desk(a, room, false);
+  Ahead ahead;
+  const FeatureDesk<scalar> desk(a, room, ahead, false);
   for (long task = begin; task < end; ++task) {
     const long parts = a.in_order() ? 1 : a.tiles(), head = task / parts, b = head / a.H, h = head % a.H;
     if (a.top == Top::whole) {
@@ -252,6 +266,7 @@ template <class scalar> void forward(const ProjectedFeatures<scalar>& a, long be
     }
     scalar top = a.past ? a.past[head] : lowest<scalar>;
     const auto stretch = [&](const Stretch& at) {
+      look_ahead(a, {b, h, at.first + feature_rows, feature_rows}, false, desk);
       load_x(a, at, desk);
       project(a, at, desk);
       write(a, at, desk, [&](long r, const scalar* u, scalar size) -> scalar {
@@ -341,7 +356,7 @@ template <class scalar> void give_to_level(const ProjectedFeatures<scalar>& a, c
 template <bool add, class scalar> void give_to_x(const ProjectedFeatures<scalar>& a, const Stretch& at, const FeatureDesk<scalar>& desk) {
   const long head = at.b * a.H + at.h, deep = desk.deep, wide = desk.wide;
   const scalar* W = a.W + (a.W_of_heads ? at.h * a.m * deep : 0);
-  gemm<false>(at.height, deep, a.m, Left<scalar>{desk.d_u, wide, 1}, Right<scalar>{W, deep}, desk.d_x, deep);
+  gemm<false>(desk.ahead, at.height, deep, a.m, Left<scalar>{desk.d_u, wide, 1}, Right<scalar>{W, deep}, desk.d_x, deep);
   for (long r = 0; r < at.height; ++r) {
     scalar* to = a.d_x + (head * a.N + at.first + r) * a.D;
     const scalar from_h = a.grows() ? a.scale * desk.d_h[r] : 0;
@@ -356,7 +371,8 @@ template <bool add, class scalar> void give_to_x(const ProjectedFeatures<scalar>
 /// Tasks [begin, end) of B * H.
 template <class scalar> void backward(const ProjectedFeatures<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  const FeatureDesk<scalar> desk(a, room, true);
+  Ahead ahead;
+  const FeatureDesk<scalar> desk(a, room, ahead, true);
   const bool anew = a.eps != 0 || a.map == Projected::cos_phase || a.through_top;
   for (long head = begin; head < end; ++head) {
     const long b = head / a.H, h = head % a.H;
@@ -364,6 +380,7 @@ template <class scalar> void backward(const ProjectedFeatures<scalar>& a, long b
     long setter = -1;                                                    // of the whole
     for (long first = (a.tiles() - 1) * feature_rows; first >= 0; first -= feature_rows) {
       const Stretch at{b, h, first, least(feature_rows, a.N - first)};
+      look_ahead(a, {b, h, first - feature_rows, feature_rows}, true, desk);
       load_x(a, at, desk);
       if (anew) project(a, at, desk);
       for (long r = at.height - 1; r >= 0; --r) {
@@ -408,7 +425,8 @@ template <class scalar> void backward(const ProjectedFeatures<scalar>& a, long b
 
 template <class scalar, bool backward> long numbers_for(const ProjectedFeatures<scalar>& a) {
   Room<scalar> room(nullptr);
-  const FeatureDesk<scalar> desk(a, room, backward);
+  Ahead ahead;
+  const FeatureDesk<scalar> desk(a, room, ahead, backward);
   return room.taken;
 }
 

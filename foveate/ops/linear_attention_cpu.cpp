@@ -15,12 +15,18 @@ template <class scalar> const kernels::LinearEngine<scalar>& engine() {
   else return *cpu_kernels().linear_float;
 }
 
+template <class scalar> const kernels::WholeEngine<scalar>& whole_engine() {
+  if constexpr (std::is_same_v<scalar, double>) return *cpu_kernels().linear_whole_double;
+  else return *cpu_kernels().linear_whole_float;
+}
+
 struct Arguments {
   Tensor q, k, v;
   optional<Tensor> key_mask, log_decay, beta, S, z;
   int64_t offset;
   std::string_view normalizer;
   double eps;
+  bool ordered;  // whether a query sees the keys up to its place, not all of them
 };
 
 template <class scalar> kernels::Linear<scalar> prepared(const Arguments& c, Alive& alive) {
@@ -46,16 +52,59 @@ template <class scalar> kernels::Linear<scalar> prepared(const Arguments& c, Ali
           .eps = static_cast<scalar>(c.eps)};
 }
 
+/// Numbers of a tensor that is written, or of one that is only read; null where there is none.
+template <class scalar> scalar* to_write(const Tensor& t) { return t.defined() ? t.mutable_data_ptr<scalar>() : nullptr; }
+template <class scalar> scalar* to_read(const Tensor& t, Alive& alive) {
+  return t.defined() ? const_cast<scalar*>(alive.numbers<scalar>(t)) : nullptr;  // NOLINT: the backward only reads what the forward wrote
+}
+
+int64_t parts_of(int64_t rows) { return kernels::tiles_of(rows, kernels::part_rows); }
+
+/// Keys in order, the queries beside them.
+template <class scalar> void run_forward(const kernels::Linear<scalar>& a, const Alive& alive) {
+  const auto& run = engine<scalar>();
+  alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.forward_room(a), run.forward);
+}
+
+template <class scalar> void run_backward(kernels::Linear<scalar>& a, Alive& alive) {
+  const auto& run = engine<scalar>();
+  if (!a.beta) {
+    a.shares = alive.room<scalar>({a.B, a.H, a.N});
+    a.d_z_of = alive.room<scalar>({a.B, a.H, a.N});
+  }
+  alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.backward_room(a), run.backward);
+}
+
+/// Without an order: all keys, then all queries.
+template <class scalar> void run_whole_forward(kernels::Linear<scalar>& a, Alive& alive) {
+  const auto& run = whole_engine<scalar>();
+  const int64_t heads = a.B * a.Hk, room = run.room(a);
+  a.parts = alive.room<scalar>({heads, parts_of(a.M), run.sums(a)});
+  alive.in_parallel<scalar>(a, 0, heads * parts_of(a.M), room, run.sum_keys);
+  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) { run.join_keys(a, begin, end); });
+  alive.in_parallel<scalar>(a, 0, heads * parts_of(a.N), room, run.read);
+}
+
+/// All queries, then all keys.
+template <class scalar> void run_whole_backward(kernels::Linear<scalar>& a, Alive& alive) {
+  const auto& run = whole_engine<scalar>();
+  const int64_t heads = a.B * a.Hk, room = run.room(a);
+  a.parts = alive.room<scalar>({heads, parts_of(a.N), run.sums(a)});
+  alive.in_parallel<scalar>(a, 0, heads * parts_of(a.N), room, run.sum_queries);
+  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) { run.join_queries(a, begin, end); });
+  alive.in_parallel<scalar>(a, 0, heads * parts_of(a.M), room, run.give_to_keys);
+}
+
 template <class scalar> std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& c) {
   Alive alive(c.q);
   auto a = prepared<scalar>(c, alive);
-  const Tensor out = at::empty({a.B, a.H, a.N, a.Dv}, alive.options), S = at::empty({a.B, a.Hk, a.F, a.Dv}, alive.options),
-               z = c.beta ? Tensor() : at::empty({a.B, a.Hk, a.F}, alive.options);
-  a.out = out.mutable_data_ptr<scalar>();
-  a.S_after = S.mutable_data_ptr<scalar>();
-  a.z_after = c.beta ? nullptr : z.mutable_data_ptr<scalar>();
-  const auto& run = engine<scalar>();
-  alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.forward_room(a), run.forward);
+  const Tensor out = room_for({a.B, a.H, a.N, a.Dv}, alive.options), S = room_for({a.B, a.Hk, a.F, a.Dv}, alive.options),
+               z = c.beta ? Tensor() : room_for({a.B, a.Hk, a.F}, alive.options);
+  a.out = to_write<scalar>(out);
+  a.S_after = to_write<scalar>(S);
+  a.z_after = to_write<scalar>(z);
+  if (c.ordered) run_forward(a, alive);
+  else run_whole_forward(a, alive);
   return {out.to(c.q.scalar_type()), S, z};
 }
 
@@ -64,18 +113,11 @@ struct Found {
   Tensor q, k, v, log_decay, beta, S, z;
 };
 
-template <class scalar> Found backward(const Backward& call, const Arguments& c, bool wants_decay) {
+template <class scalar> Found gradients(const Backward& call, const Arguments& c, bool wants_decay) {
   Alive alive(c.q);
   auto a = prepared<scalar>(c, alive);
-  const auto& run = engine<scalar>();
-  const auto zeros_like = [&](const Tensor& t) { return at::zeros(t.sizes(), alive.options); };
   const Tensor &out = call.results[0], &S = call.results[1];
-  a.out = const_cast<scalar*>(alive.numbers<scalar>(out));    // NOLINT: read only in the backward
-  a.S_after = const_cast<scalar*>(alive.numbers<scalar>(S));  // NOLINT
-  const auto given = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };
-  a.d_out = alive.kept_rows(call.gradients[0].defined() ? call.gradients[0] : zeros_like(out));
-  a.d_S_after = alive.numbers<scalar>(given(call.gradients[1]));
-  const auto room_like = [&](const Tensor& t) { return at::empty(t.sizes(), alive.options); };
+  const auto room_like = [&](const Tensor& t) { return room_for(t.sizes(), alive.options); };
   const Found found{.q = room_like(c.q),
                     .k = room_like(c.k),
                     .v = room_like(c.v),
@@ -83,29 +125,31 @@ template <class scalar> Found backward(const Backward& call, const Arguments& c,
                     .beta = c.beta ? room_like(*c.beta) : Tensor(),
                     .S = room_like(S),
                     .z = c.beta ? Tensor() : room_like(call.results[2])};
+  a.out = to_read<scalar>(out, alive);
+  a.S_after = to_read<scalar>(S, alive);
+  a.d_out = alive.kept_rows(call.gradients[0].defined() ? call.gradients[0] : at::zeros(out.sizes(), alive.options));
+  a.d_S_after = to_read<scalar>(call.gradients[1], alive);
   if (!c.beta) {
-    a.z_after = const_cast<scalar*>(alive.numbers<scalar>(call.results[2]));  // NOLINT
-    a.d_z_after = alive.numbers<scalar>(given(call.gradients[2]));
+    a.z_after = to_read<scalar>(call.results[2], alive);
+    a.d_z_after = to_read<scalar>(call.gradients[2], alive);
   }
-  const auto numbers = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<scalar>() : nullptr; };
-  a.d_q = numbers(found.q);
-  a.d_k = numbers(found.k);
-  a.d_v = numbers(found.v);
-  a.d_S = numbers(found.S);
-  a.d_z = numbers(found.z);
-  a.d_log_decay = numbers(found.log_decay);
-  a.d_beta = numbers(found.beta);
-  a.d_sums = alive.room<scalar>({a.B, a.H, a.N, padded(c.beta ? a.Dv : a.Dv + 1, run.vector)});
-  alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.backward_room(a), run.backward);
+  a.d_q = to_write<scalar>(found.q);
+  a.d_k = to_write<scalar>(found.k);
+  a.d_v = to_write<scalar>(found.v);
+  a.d_S = to_write<scalar>(found.S);
+  a.d_z = to_write<scalar>(found.z);
+  a.d_log_decay = to_write<scalar>(found.log_decay);
+  a.d_beta = to_write<scalar>(found.beta);
+  if (c.ordered) run_backward(a, alive);
+  else run_whole_backward(a, alive);
   return found;
 }
 
-/// Where keys are walked in order.
-std::vector<Tensor> ordered_backward(const Backward& call, const Arguments& c) {
+std::vector<Tensor> backward(const Backward& call, const Arguments& c) {
   Wanted before(call);
   for (const auto& t : {optional(c.q), optional(c.k), optional(c.v), c.beta, c.key_mask}) before(t);
   const bool wants_decay = before(c.log_decay);
-  const auto d = c.q.scalar_type() == at::kDouble ? backward<double>(call, c, wants_decay) : backward<float>(call, c, wants_decay);
+  const auto d = c.q.scalar_type() == at::kDouble ? gradients<double>(call, c, wants_decay) : gradients<float>(call, c, wants_decay);
   Wanted wanted(call);
   std::vector<Tensor> found;
   const auto add = [&](const optional<Tensor>& argument, const Tensor& gradient) {
@@ -122,42 +166,6 @@ std::vector<Tensor> ordered_backward(const Backward& call, const Arguments& c) {
   return found;
 }
 
-/// Without causality: products of matrices. Hidden keys, and what they hold, are 0.
-std::vector<Tensor> whole_backward(const Backward& call, const Arguments& c) {
-  const auto type = accumulation_type(c.q.scalar_type());
-  const auto normalizer = static_cast<Normalizer>(
-      registry::find_choice("linear_attention: normalizer", c.normalizer, names<Normalizer>.data(), names<Normalizer>.size()));
-  const int64_t Hk = c.k.size(1);
-  const auto grouped = [&](const Tensor& x) { return x.to(type).unflatten(1, {Hk, -1}).flatten(2, 3); };  // [B,Hk,G*N,*]
-  const auto shown = [&](const Tensor& x) {
-    return c.key_mask ? x.to(type).masked_fill(c.key_mask->logical_not().unsqueeze(1).unsqueeze(3), 0) : x.to(type);
-  };
-  const Tensor q = grouped(c.q), k = shown(c.k), v = shown(c.v), out = grouped(call.results[0]);
-  const Tensor S = call.results[1].to(type), z = call.results[2].to(type).unsqueeze(-1);  // after all keys: what every query sees
-  const Tensor d_out = call.gradients[0].defined() ? grouped(call.gradients[0]) : at::zeros_like(out);
-  // out = q S / d(q z): the gradients of q S, and of q z.
-  const auto [divided, slope] = divisor_and_slope(at::matmul(q, z), normalizer, c.eps);  // [B,Hk,G*N,1]
-  const Tensor d_n = normalizer == Normalizer::none ? d_out : d_out / divided;
-  const Tensor d_z = normalizer == Normalizer::none ? Tensor() : (d_n * out).sum(-1, true).neg_() * slope;
-  Tensor d_q = at::matmul(d_n, S.transpose(-1, -2)), d_S = at::matmul(q.transpose(-1, -2), d_n), d_keys = at::zeros_like(z);
-  if (d_z.defined()) {
-    d_q = d_q + d_z * z.transpose(-1, -2);
-    d_keys = at::matmul(q.transpose(-1, -2), d_z);
-  }
-  if (call.gradients[1].defined()) d_S = d_S + call.gradients[1];
-  if (call.gradients[2].defined()) d_keys = d_keys + call.gradients[2].unsqueeze(-1);
-  Wanted wanted(call);
-  std::vector<Tensor> found;
-  const auto add = [&](const optional<Tensor>& argument, const auto& gradient) { give(found, wanted(argument), argument, gradient); };
-  add(c.q, [&] { return d_q.unflatten(2, {c.q.size(1) / Hk, -1}).flatten(1, 2); });
-  add(c.k, [&] { return shown(at::matmul(v, d_S.transpose(-1, -2)) + d_keys.transpose(-1, -2)); });
-  add(c.v, [&] { return shown(at::matmul(k, d_S)); });
-  add(c.key_mask, [] { return Tensor(); });
-  add(c.S, [&] { return d_S; });
-  add(c.z, [&] { return d_keys.squeeze(-1); });
-  return found;
-}
-
 /// The delta rule writes in order in any case: without `causal` the first query stands behind the last key.
 Arguments delta_arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta, const optional<Tensor>& key_mask,
                           const optional<Tensor>& state, const Size& offset, bool causal) {
@@ -171,7 +179,8 @@ Arguments delta_arguments(const Tensor& q, const Tensor& k, const Tensor& v, con
           .z = {},
           .offset = causal ? offset.expect_int() : k.size(2),
           .normalizer = "none",
-          .eps = 0};
+          .eps = 0,
+          .ordered = true};
 }
 
 bool empty(const Arguments& c) { return c.q.numel() == 0 || c.k.numel() == 0 || c.v.numel() == 0; }
@@ -191,8 +200,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_cpu(const Tensor& q, const T
                     .z = z,
                     .offset = offset.expect_int(),
                     .normalizer = normalizer,
-                    .eps = eps};
-  if (!causal || empty(c)) return linear_attention_formula(q, k, v, key_mask, log_decay, S, z, offset, causal, normalizer, eps);
+                    .eps = eps,
+                    .ordered = causal};
+  if (empty(c)) return linear_attention_formula(q, k, v, key_mask, log_decay, S, z, offset, causal, normalizer, eps);
   return q.scalar_type() == at::kDouble ? forward<double>(c) : forward<float>(c);
 }
 
@@ -208,9 +218,10 @@ Gradients linear_attention_backward_cpu(const Backward& call, Tensor q, Tensor k
                     .z = std::move(z),
                     .offset = offset.expect_int(),
                     .normalizer = normalizer,
-                    .eps = eps};
+                    .eps = eps,
+                    .ordered = causal};
   if (empty(c)) return std::nullopt;
-  return causal ? ordered_backward(call, c) : whole_backward(call, c);
+  return backward(call, c);
 }
 
 std::tuple<Tensor, Tensor> delta_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
@@ -224,7 +235,7 @@ std::tuple<Tensor, Tensor> delta_attention_cpu(const Tensor& q, const Tensor& k,
 Gradients delta_attention_backward_cpu(const Backward& call, Tensor q, Tensor k, Tensor v, Tensor beta, optional<Tensor> key_mask,
                                        optional<Tensor> state, Size offset, bool causal) {
   const auto c = delta_arguments(q, k, v, beta, key_mask, state, offset, causal);
-  return empty(c) ? Gradients() : ordered_backward(call, c);
+  return empty(c) ? Gradients() : backward(call, c);
 }
 
 }  // namespace foveate::ops

@@ -1,4 +1,4 @@
-// foveate::_linear_attention and foveate::_delta_attention on the CPU: the linear engine where there is an order, products of matrices elsewhere.
+// foveate::_linear_attention and foveate::_delta_attention on the CPU: the linear engine, in order or whole.
 #pragma once
 #include <foveate/op.h>
 

@@ -111,18 +111,6 @@ Tensor divisor(const Tensor& z, Normalizer normalizer, double eps) {
 
 }  // namespace
 
-std::pair<Tensor, Tensor> divisor_and_slope(const Tensor& z, Normalizer normalizer, double eps) {
-  const Tensor d = divisor(z, normalizer, eps), one = at::ones_like(z), zero = at::zeros_like(z);
-  switch (normalizer) {
-    case Normalizer::none: return {one, zero};
-    case Normalizer::add: return {d, at::where(z + eps == 0, zero, one)};
-    case Normalizer::clamp: return {d, at::where((z < eps) | (d == 0), zero, one)};
-    case Normalizer::clamp_abs: return {d, at::where(z.abs() < eps, zero, z.sign())};
-    case Normalizer::guard: return {d, at::where(at::where(z.abs() <= eps, z + 2 * eps, z) == 0, zero, one)};
-  }
-  return {d, zero};
-}
-
 std::tuple<Tensor, Tensor, Tensor> linear_attention_formula(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
                                                             const optional<Tensor>& key_mask, const optional<Tensor>& log_decay,
                                                             const optional<Tensor>& S, const optional<Tensor>& z, Size offset_given, bool causal,

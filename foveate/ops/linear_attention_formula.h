@@ -4,12 +4,8 @@
 
 #include <string_view>
 #include <tuple>
-#include <utility>
 
 namespace foveate::ops {
-
-/// d(z) and its derivative; where d would be 0 it is 1, and does not change.
-std::pair<Tensor, Tensor> divisor_and_slope(const Tensor& z, Normalizer normalizer, double eps);
 
 std::tuple<Tensor, Tensor, Tensor> linear_attention_formula(const Tensor& q, const Tensor& k, const Tensor& v, const optional<Tensor>& key_mask,
                                                             const optional<Tensor>& log_decay, const optional<Tensor>& S, const optional<Tensor>& z,

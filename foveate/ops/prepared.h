@@ -32,6 +32,10 @@ inline kernels::Rows rows(const Tensor& t) {
 
 inline int64_t padded(int64_t width, int64_t vector) { return (width + vector - 1) / vector * vector; }
 
+/// A tensor to be written. Large ones are mapped anew each time, page by page as they are first touched: ask for huge pages, of which
+/// Linux gives where it is set to (`madvise`); others stay as they are.
+Tensor room_for(at::IntArrayRef shape, const at::TensorOptions& options);
+
 /// Tensors that a kernel's arguments point into.
 class Alive {
  public:

@@ -128,7 +128,7 @@ template <class scalar> Results forward(const Arguments& c) {
   Alive alive(c.x);
   auto a = prepared<scalar>(c, alive);
   const int64_t tops = a.top == kernels::Top::none ? 0 : a.top == kernels::Top::whole ? 1 : a.N;
-  const Tensor phi = at::empty({a.B, a.H, a.N, a.F()}, alive.options), top = at::empty({a.B, a.H, tops}, alive.options);
+  const Tensor phi = room_for({a.B, a.H, a.N, a.F()}, alive.options), top = at::empty({a.B, a.H, tops}, alive.options);
   a.phi = phi.mutable_data_ptr<scalar>();
   a.tops = top.mutable_data_ptr<scalar>();
   alive.in_parallel<scalar>(a, 0, a.tasks(), engine<scalar>().forward_room(a), engine<scalar>().forward);
@@ -150,7 +150,7 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   a.through_top = !c.detach && a.top != kernels::Top::none;
   a.d_phi = alive.numbers<scalar>(call.gradients[0].defined() ? call.gradients[0] : at::zeros_like(call.results[0]));
   a.d_tops = a.through_top ? alive.numbers<scalar>(given(call.gradients[1])) : nullptr;
-  Tensor d_x = at::empty(c.x.sizes(), alive.options);
+  Tensor d_x = room_for(c.x.sizes(), alive.options);
   Tensor d_W, d_phase, d_past;
   const auto zeros = [&](at::IntArrayRef shape, Tensor& made) {
     made = at::zeros(shape, alive.options);

@@ -49,7 +49,12 @@ class Error:
 
 
 def interleaved_times(
-    calls: Mapping[str, Call], baseline: str, rounds: int, seed: int, on_sample: Callable[[], None] = lambda: None
+    calls: Mapping[str, Call],
+    baseline: str,
+    rounds: int,
+    seed: int,
+    on_sample: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Time]:
     """Times of the calls, measured in turn within each round."""
     repeats = {name: _repeats(call) for name, call in calls.items()}
@@ -62,7 +67,7 @@ def interleaved_times(
         for _ in range(rounds):
             draw.shuffle(order)
             for name in order:
-                samples[name].append(_seconds(calls[name], repeats[name]))
+                samples[name].append(_seconds(calls[name], repeats[name], clock))
                 on_sample()
             gc.collect(0)  # what the round left behind, outside the measured time
     finally:
@@ -138,11 +143,11 @@ def _repeats(call: Call) -> int:
     return min(MOST_REPEATS, max(1, math.ceil(SHORTEST_SAMPLE / max(_seconds(call, 1), 1e-9))))
 
 
-def _seconds(call: Call, repeats: int) -> float:
-    start = time.perf_counter()
+def _seconds(call: Call, repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def _summary(seconds: Sequence[float], baseline: Sequence[float] | None) -> Time:
