@@ -136,9 +136,8 @@ def test_lists_of_parameters_are_checked(case: Case) -> None:
 def test_a_weight_that_is_missing_among_listed_ones_is_named() -> None:
     layer = foveate.nn.InterlacedSparseModule(in_channels=8, key_channels=4, value_channels=8, out_channels=8, factors=[2, 2])
     arguments = layer._arguments()
-    names = [name for name, _ in layer.named_parameters()]
-    place = names.index("stages.0.short_range.value.weight")
-    holed = [None if i == place else x for i, x in enumerate(arguments["parameters"])]
+    missing = layer.get_parameter("stages.0.short_range.value.weight")
+    holed = [None if x is missing else x for x in arguments["parameters"]]
     expected = r"interlaced_sparse_module: stages\.0\.short_range\.value\.weight is missing: expected a tensor \(.+\), got None"
     with pytest.raises(ValueError, match=expected):
         torch.ops.foveate.interlaced_sparse_module.default(torch.randn(1, 8, 4, 4), **{**arguments, "parameters": holed})
