@@ -84,8 +84,7 @@ template <class T> inline auto highest_of(T v) {
   const auto higher = [](auto a, auto b) { return a > b ? a : b; };
   constexpr long count = sizeof(T) / sizeof(v[0]);
   if constexpr (count == 16)
-    return highest_of(
-        higher(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)));
+    return highest_of(higher(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)));
   else if constexpr (count == 8) return highest_of(higher(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7)));
   else if constexpr (count == 4) return highest_of(higher(__builtin_shufflevector(v, v, 0, 1), __builtin_shufflevector(v, v, 2, 3)));
   else return higher(v[0], v[1]);

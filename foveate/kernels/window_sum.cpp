@@ -71,8 +71,8 @@ template <class sum, class scalar> void forward_by(const WindowSum<scalar>& a, l
   for (long task = begin; task < end; ++task) {
     const Place at = place_of(a, task, a.Q);
     const long width = at.last - at.first, before = a.N - a.Q, R = a.C / a.H, first_head = at.first / R;
-    const scalar* x = a.x + at.b * a.N * a.C + at.first;  // [N,width], rows C apart
-    long known = most(0, before + at.begin - a.reach_left);
+    const scalar* x = a.x + at.b * a.N * a.C + at.first;               // [N,width], rows C apart
+    long known = most(0, before + at.begin - a.reach_left) & -a.ring;  // where a segment starts
     for (long c = 0; c < width; ++c) row(known)[c] = whole[c] = 0;
     for (long q = at.begin; q < at.end; ++q) {
       for (const long needed = least(a.N, before + q + a.reach_right + 1); known < needed; ++known) {

@@ -68,7 +68,9 @@ template <class scalar> struct Prepared {
          .reach_left = reach(left, right, x.size(1)),
          .reach_right = right ? reach(*right, left, x.size(1)) : reach(-left, {}, x.size(1))};
     constexpr int64_t kept_numbers = 32 << 10, narrow = 8, short_chunk = 1024;  // running sums stay in a core's cache
-    a.ring = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(a.reach_left + a.reach_right + 5)));
+    // Later extents may lengthen the ring, and so the order of summation; in float shorter sums are worth more than the last bit's rest.
+    constexpr int64_t short_ring = std::is_same_v<scalar, double> ? 64 : 1;
+    a.ring = std::max(short_ring, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(a.reach_left + a.reach_right + 5))));
     a.width = std::clamp(kept_numbers / a.ring / narrow * narrow, std::min(narrow, a.C), a.C);
     a.chunk = std::max(short_chunk, 4 * a.ring);
   }
