@@ -54,9 +54,9 @@ def interleaved_times(
     rounds: int,
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Time]:
-    """Times of the calls, measured in turn within each round."""
+    """Times of the calls by `clock` (default: that of the wall), measured in turn within each round."""
     repeats = {name: _repeats(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}  # seconds a call, one per round
     order = list(calls)
@@ -143,7 +143,8 @@ def _repeats(call: Call) -> int:
     return min(MOST_REPEATS, max(1, math.ceil(SHORTEST_SAMPLE / max(_seconds(call, 1), 1e-9))))
 
 
-def _seconds(call: Call, repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
+def _seconds(call: Call, repeats: int, clock: Callable[[], float] | None = None) -> float:
+    clock = clock or time.perf_counter
     start = clock()
     for _ in range(repeats):
         call()
