@@ -53,7 +53,8 @@ Gradients merge_backward(const Backward& call, Tensor outs_given, Tensor lses_gi
   if (!given.defined() || given.numel() == 0 || outs_given.scalar_type() != lses_given.scalar_type()) return std::nullopt;
   const Tensor outs = outs_given.contiguous(), lses = lses_given.contiguous(), lse = call.results[1].contiguous();
   const Tensor d_lse = call.gradients[1].defined() ? call.gradients[1].contiguous() : Tensor();
-  const Tensor d_outs = at::empty_like(outs), d_lses = at::empty_like(lses), weights = at::empty_like(lses);
+  Tensor d_outs = at::empty_like(outs), d_lses = at::empty_like(lses);
+  const Tensor weights = at::empty_like(lses);
   d_outs[0].copy_(given);
   const kernels::MergeAttention arguments{.outs = outs.const_data_ptr(),
                                           .lses = lses.const_data_ptr(),
