@@ -1,5 +1,5 @@
 // Memory that is needed next, asked for while products are computed: what is read once, from far away, and what is written without having
-// been read, would else be waited for, a third of the time of a linear attention.
+// been read, would else be waited for.
 #pragma once
 #include "kernels/gemm.h"
 #include "kernels/rows.h"
@@ -18,7 +18,7 @@ class Ahead {
   /// Rows [first, first + height) of (b, h), as far as there are any; a head has `length`.
   void add(const Rows& rows, long b, long h, long first, long height, long length, long width) {
     if (rows.index) return;
-    const long size = rows.kind == Kind::float64 ? 8 : rows.kind == Kind::float32 ? 4 : 2;
+    const long size = number_size(rows.kind);
     add(static_cast<const char*>(rows.data) + (b * rows.batch + h * rows.head) * size, rows.row * size, first, height, length, width * size);
   }
   /// The same of contiguous rows of a head.

@@ -24,8 +24,7 @@ template <class scalar> inline void softmax(scalar* row, long K, long padded, sc
   for (long k = K; k < padded; ++k) row[k] = -static_cast<scalar>(infinity);
   Vec<scalar> tops = vec(row);
   for (long k = W; k < padded; k += W) tops = vec(row + k) > tops ? vec(row + k) : tops;
-  scalar top = tops[0];
-  for (long i = 1; i < W; ++i) top = tops[i] > top ? tops[i] : top;
+  const scalar top = highest_of(tops);
   Vec<scalar> totals{};
   for (long k = 0; k < padded; k += W) totals += vec(row + k) = exp(vec(row + k) - splat(top));
   const Vec<scalar> share = splat(factor / total<scalar>(totals));
@@ -56,11 +55,7 @@ template <class scalar> void run(const EmRound<scalar>& a, long begin, long end,
   }
 }
 
-template <class scalar> long room_for(const EmRound<scalar>& a) {
-  Room<scalar> room(nullptr);
-  const EmRoom<scalar> at(a, room);
-  return room.taken;
-}
+template <class scalar> long room_for(const EmRound<scalar>& a) { return numbers_of<EmRoom<scalar>, scalar>(a); }
 
 }  // namespace
 

@@ -38,7 +38,7 @@ template <class scalar> void answer(const Linear<scalar>& a, const Place& at, co
     for (long r = 0; r < at.queries; ++r) {
       scalar share = 1;
       if (a.divisor != Divisor::none) {
-        scalar z = product(desk.q + r * desk.deep_row, desk.z, desk.deep);
+        scalar z = dot(desk.q + r * desk.deep_row, desk.z, desk.deep);
         if (at.fades) z *= desk.before[at.row + r];
         if (at.height > 0) z += sum_of(desk.p + r * chunk, chunk);
         share /= divide(a, z).value;
@@ -108,8 +108,7 @@ template <class scalar> void count_keys(const Linear<scalar>& a, const Place& at
 /// Tasks [begin, end) of B * Hk.
 template <class scalar> void forward(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  Ahead ahead;
-  const Desk<scalar> desk(a, room, ahead, false);
+  const Desk<scalar> desk(a, room, false);
   for (long head = begin; head < end; ++head) {
     const long b = head / a.Hk, hk = head % a.Hk;
     load_sums<scalar>(a, a.S, nullptr, head, desk.wide_row, desk.T);
@@ -147,8 +146,8 @@ template <class scalar, class F> void sum_keys(const Place& at, const Desk<scala
 template <class scalar> void quotients_backward(const Linear<scalar>& a, const Place& at, const Desk<scalar>& desk, long first) {
   const auto divided = [&](long r) {
     scalar* to = desk.n + r * desk.wide_row;
-    const Divided<scalar> d = divide(a, product(desk.q + r * desk.deep_row, desk.z, desk.deep));
-    const scalar slope = product(to, a.out + (first + r) * a.Dv, a.Dv), share = 1 / d.value;
+    const Divided<scalar> d = divide(a, dot(desk.q + r * desk.deep_row, desk.z, desk.deep));
+    const scalar slope = dot(to, a.out + (first + r) * a.Dv, a.Dv), share = 1 / d.value;
     for (long e = 0; e < a.Dv; ++e) to[e] *= share;
     to[a.Dv] = -slope * d.slope * share;
     a.shares[first + r] = share;
@@ -182,7 +181,7 @@ template <class scalar> void queries_backward(const Linear<scalar>& a, const Pla
       store_row(desk.d_q + r * row, scalar{1}, a.F, a.d_q + (first + r) * a.F);
       const long place = at.query + r + a.offset;
       if (!a.d_log_decay || place < 0) continue;
-      desk.along[least(place, a.M)] += product(desk.d_q + r * row, desk.q + r * row, deep);  // it fades with each decay up to its place
+      desk.along[least(place, a.M)] += dot(desk.d_q + r * row, desk.q + r * row, deep);  // it fades with each decay up to its place
     }
   });
 }
@@ -236,7 +235,7 @@ template <class scalar> void store_keys(const Linear<scalar>& a, const Place& at
       clear_row(a.F, a.d_k + to * a.F);
       clear_row(a.Dv, a.d_v + to * a.Dv);
     }
-    if (a.d_log_decay) desk.along[at.first + r] -= product(desk.d_k + r * desk.deep_row, desk.k + r * desk.deep_row, desk.deep);
+    if (a.d_log_decay) desk.along[at.first + r] -= dot(desk.d_k + r * desk.deep_row, desk.k + r * desk.deep_row, desk.deep);
   }
 }
 
@@ -259,8 +258,7 @@ template <class scalar> void keys_backward(const Linear<scalar>& a, const Place&
 /// Tasks [begin, end) of B * Hk.
 template <class scalar> void backward(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  Ahead ahead;
-  const Desk<scalar> desk(a, room, ahead, true);
+  const Desk<scalar> desk(a, room, true);
   for (long head = begin; head < end; ++head) {
     const long b = head / a.Hk, hk = head % a.Hk;
     for (long j = 0; a.d_log_decay && j <= a.M; ++j) desk.along[j] = 0;
@@ -314,12 +312,7 @@ template <class scalar> void backward(const Linear<scalar>& a, long begin, long 
   }
 }
 
-template <class scalar, bool backward> long numbers_for(const Linear<scalar>& a) {
-  Room<scalar> room(nullptr);
-  Ahead ahead;
-  const Desk<scalar> desk(a, room, ahead, backward);
-  return room.taken;
-}
+template <class scalar, bool backward> long numbers_for(const Linear<scalar>& a) { return numbers_of<Desk<scalar>, scalar>(a, backward); }
 
 template <class scalar> constexpr LinearEngine<scalar> engine{
     .forward = forward<scalar>, .backward = backward<scalar>, .forward_room = numbers_for<scalar, false>, .backward_room = numbers_for<scalar, true>};

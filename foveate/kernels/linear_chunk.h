@@ -50,15 +50,14 @@ template <class scalar> struct Desk {
   scalar* strength;                // [C]: beta, 0 where hidden
   scalar *lack, *less;             // [C,wide]: what a value lacks; minus what is written, or minus what flows back to values
   scalar *kept_sums, *kept_lacks;  // of each chunk: T_across before it, lack
-  Ahead& ahead;
+  mutable Ahead ahead;             // what is asked for changes no result
 
-  Desk(const Linear<scalar>& a, Room<scalar>& room, Ahead& next, bool backward)
+  Desk(const Linear<scalar>& a, Room<scalar>& room, bool backward)
       : columns(a.Dv + (backward && !a.beta ? 1 : 0)),
         deep(round_up<scalar>(a.F)),
         wide(round_up<scalar>(a.Dv)),
         deep_row(apart<scalar>(deep)),
-        wide_row(round_up<scalar>(columns)),
-        ahead(next) {
+        wide_row(round_up<scalar>(columns)) {
     const auto take = [&](bool needed, long count) { return room.take(needed ? count : 0); };
     T = room.take(a.F * wide_row);
     T_across = take(backward, columns * deep_row);
@@ -106,10 +105,7 @@ template <class scalar> void store_sums(const Linear<scalar>& a, const scalar* T
 
 /// The first `columns` rows of T_across, from T.
 template <class scalar> void turn_sums(const Linear<scalar>& a, const Desk<scalar>& desk, long columns) {
-  turn_rows(desk.T, desk.wide_row, a.F, columns, desk.T_across, desk.deep_row);
-  for (long d = 0; d < columns; ++d) {
-    for (long f = a.F; f < desk.deep; ++f) desk.T_across[d * desk.deep_row + f] = 0;
-  }
+  turn_sums(desk.T, desk.wide_row, a.F, columns, desk.T_across, desk.deep, desk.deep_row);
 }
 
 /// A product, while the next chunk is on its way.

@@ -16,11 +16,6 @@ inline Place among_keys(const Place& at) {
   return {.b = at.b, .hk = at.hk, .first = at.first, .height = at.height, .query = 0, .queries = at.height, .row = -1};
 }
 
-/// x_r += s y for a row of `width`.
-template <class scalar> inline void add_row(scalar s, const scalar* y, long width, scalar* x) {
-  for (long d = 0; d < width; d += lanes<scalar>) vec(x + d) += s * vec(y + d);
-}
-
 /// less_r = -beta_r x_r
 template <class scalar> inline void weaken(const Desk<scalar>& desk, long r, const scalar* x) {
   for (long d = 0; d < desk.wide; d += lanes<scalar>) vec(desk.less + r * desk.wide + d) = -desk.strength[r] * vec(x + r * desk.wide + d);
@@ -37,7 +32,7 @@ template <class scalar> void correct(const Linear<scalar>& a, const Place& at, c
     multiply<true>(desk, end - first, wide, first, Left<scalar>{desk.p + first * chunk, chunk, 1}, Right<scalar>{desk.less, wide},
                    desk.lack + first * wide, wide);
     for (long r = first; r < end; ++r) {
-      for (long c = first; c < r; ++c) add_row(desk.p[r * chunk + c], desk.less + c * wide, wide, desk.lack + r * wide);
+      for (long c = first; c < r; ++c) add_row(desk.p[r * chunk + c], desk.less + c * wide, desk.lack + r * wide, wide);
       weaken(desk, r, desk.lack);
     }
   }
@@ -68,7 +63,7 @@ template <class scalar> void correct_backward(const Linear<scalar>& a, const Pla
     multiply<true>(desk, end - first, wide, at.height - end, Left<scalar>{desk.p + end * chunk + first, 1, chunk},
                    Right<scalar>{desk.less + end * wide, wide}, desk.d_v + first * wide, wide);
     for (long r = end - 1; r >= first; --r) {
-      for (long i = r + 1; i < end; ++i) add_row(desk.p[i * chunk + r], desk.less + i * wide, wide, desk.d_v + r * wide);
+      for (long i = r + 1; i < end; ++i) add_row(desk.p[i * chunk + r], desk.less + i * wide, desk.d_v + r * wide, wide);
       weaken(desk, r, desk.d_v);
     }
   }

@@ -1,7 +1,8 @@
-// What linear attention divides by, the products of rows that it is found from, and rows of results.
+// What linear attention divides by, its sums turned, and rows of results.
 #pragma once
+#include "kernels/copy.h"
 #include "kernels/linear.h"
-#include "kernels/vec.h"
+#include "kernels/row_sums.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
@@ -23,17 +24,12 @@ template <class scalar> Divided<scalar> divide(const Linear<scalar>& a, scalar z
   return d.value == 0 ? Divided<scalar>{1, 0} : d;
 }
 
-/// x . y of `count` numbers.
-template <class scalar> scalar product(const scalar* x, const scalar* y, long count) {
-  Vec<scalar> some[2] = {};
-  long i = 0;
-  for (; i + 2 * lanes<scalar> <= count; i += 2 * lanes<scalar>) {
-    some[0] += vec(x + i) * vec(y + i);
-    some[1] += vec(x + i + lanes<scalar>) * vec(y + i + lanes<scalar>);
+/// Sums [F,row] turned to rows of `deep` numbers, `across_row` apart, as many as there are `columns`.
+template <class scalar> void turn_sums(const scalar* sums, long row, long F, long columns, scalar* across, long deep, long across_row) {
+  turn_rows(sums, row, F, columns, across, across_row);
+  for (long d = 0; d < columns; ++d) {
+    for (long f = F; f < deep; ++f) across[d * across_row + f] = 0;
   }
-  scalar sum = total<scalar>(some[0] + some[1]);
-  for (; i < count; ++i) sum += x[i] * y[i];
-  return sum;
 }
 
 /// to = s x

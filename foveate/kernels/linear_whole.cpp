@@ -21,10 +21,9 @@ template <class scalar> struct WholeDesk {
   scalar *x, *y;             // [C,deep_row], [C,wide]: queries or keys, and what stands beside them
   scalar *d_x, *d_y;         // like x and y
   scalar *T, *T_across, *z;  // [F,wide], [Dv,deep_row], [deep]
-  Ahead& ahead;
+  mutable Ahead ahead;       // what is asked for changes no result
 
-  WholeDesk(const Linear<scalar>& a, Room<scalar>& room, Ahead& next)
-      : deep(round_up<scalar>(a.F)), wide(round_up<scalar>(a.Dv)), deep_row(apart<scalar>(deep)), ahead(next) {
+  WholeDesk(const Linear<scalar>& a, Room<scalar>& room) : deep(round_up<scalar>(a.F)), wide(round_up<scalar>(a.Dv)), deep_row(apart<scalar>(deep)) {
     x = room.take(tile * deep_row);
     y = room.take(tile * wide);
     d_x = room.take(tile * deep_row);
@@ -33,8 +32,10 @@ template <class scalar> struct WholeDesk {
     T_across = room.take(a.Dv * deep_row);
     z = room.take(deep);
   }
-  long sums(const Linear<scalar>& a) const { return a.F * wide + deep; }
 };
+
+/// The sums of a part, S [F,wide] and z [deep].
+template <class scalar> long numbers_of_sums(const Linear<scalar>& a) { return a.F * round_up<scalar>(a.Dv) + round_up<scalar>(a.F); }
 
 /// Rows [first, first + height) of (b, hk).
 struct Part {
@@ -45,6 +46,13 @@ struct Part {
 template <class scalar> Part part_of(const Linear<scalar>& a, long length, long task) {
   const long parts = tiles_of(length, part_rows), head = task / parts, first = task % parts * part_rows;
   return {head / a.Hk, head % a.Hk, first, least(part_rows, length - first)};
+}
+
+/// Calls f(task, part, desk) for the tasks [begin, end), parts of rows of which each head has `length`.
+template <class scalar, class F> void for_each_part(const Linear<scalar>& a, long length, long begin, long end, scalar* scratch, const F& f) {
+  Room<scalar> room(scratch);
+  const WholeDesk<scalar> desk(a, room);
+  for (long task = begin; task < end; ++task) f(task, part_of(a, length, task), desk);
 }
 
 /// Calls f(its first row, its height) for each tile of a part.
@@ -77,48 +85,37 @@ template <class scalar> void add_tile(const Linear<scalar>& a, long height, cons
   gemm<true>(desk.ahead, a.F, desk.wide, height, Left<scalar>{desk.x, 1, desk.deep_row}, Right<scalar>{desk.y, desk.wide}, T, desk.wide);
 }
 
-/// z += s x_r
-template <class scalar> void add_row(const WholeDesk<scalar>& desk, long r, scalar s, scalar* z) {
-  for (long f = 0; f < desk.deep; f += lanes<scalar>) vec(z + f) += s * vec(desk.x + r * desk.deep_row + f);
-}
-
 /// The sums of a part, in its place among the parts, at 0.
-template <class scalar> scalar* cleared(const Linear<scalar>& a, long task, const WholeDesk<scalar>& desk) {
-  scalar* T = a.parts + task * desk.sums(a);
-  for (long i = 0; i < desk.sums(a); ++i) T[i] = 0;
+template <class scalar> scalar* cleared(const Linear<scalar>& a, long task) {
+  scalar* T = a.parts + task * numbers_of_sums(a);
+  clear_row(numbers_of_sums(a), T);
   return T;
 }
 
 template <class scalar> void sum_keys(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
-  Room<scalar> room(scratch);
-  Ahead ahead;
-  const WholeDesk<scalar> desk(a, room, ahead);
-  for (long task = begin; task < end; ++task) {
-    const Part part = part_of(a, a.M, task);
-    scalar *T = cleared(a, task, desk), *z = T + a.F * desk.wide;
+  for_each_part(a, a.M, begin, end, scratch, [&](long task, const Part& part, const WholeDesk<scalar>& desk) {
+    scalar *T = cleared(a, task), *z = T + a.F * desk.wide;
     for_each_tile(part, [&](long first, long height) {
       load_keys<false>(a, part, first, height, desk);
       add_tile(a, height, desk, T);
-      for (long r = 0; r < height; ++r) add_row(desk, r, scalar{1}, z);
+      for (long r = 0; r < height; ++r) add_row(scalar{1}, desk.x + r * desk.deep_row, z, desk.deep);
     });
-  }
+  });
 }
 
 /// S_to, z_to [head] = S, z [head], where they are, and all parts.
 template <class scalar> void join(const Linear<scalar>& a, long head, long parts, const scalar* S, const scalar* z, scalar* S_to, scalar* z_to) {
-  Room<scalar> room(nullptr);
-  Ahead ahead;
-  const WholeDesk<scalar> desk(a, room, ahead);
-  const scalar* T = a.parts + head * parts * desk.sums(a);
+  const long sums = numbers_of_sums(a), wide = round_up<scalar>(a.Dv);
+  const scalar* T = a.parts + head * parts * sums;
   for (long f = 0; f < a.F; ++f) {
     for (long d = 0; d < a.Dv; ++d) {
       const long at = (head * a.F + f) * a.Dv + d;
       scalar sum = S ? S[at] : 0;
-      for (long part = 0; part < parts; ++part) sum += T[part * desk.sums(a) + f * desk.wide + d];
+      for (long part = 0; part < parts; ++part) sum += T[part * sums + f * wide + d];
       S_to[at] = sum;
     }
     scalar sum = z ? z[head * a.F + f] : 0;
-    for (long part = 0; part < parts; ++part) sum += T[part * desk.sums(a) + a.F * desk.wide + f];
+    for (long part = 0; part < parts; ++part) sum += T[part * sums + a.F * wide + f];
     z_to[head * a.F + f] = sum;
   }
 }
@@ -139,11 +136,7 @@ template <bool across, class scalar> void load_sums(const Linear<scalar>& a, con
     for (long d = 0; d < desk.wide; ++d) desk.T[f * desk.wide + d] = d < a.Dv ? S[(head * a.F + f) * a.Dv + d] : 0;
   }
   for (long f = 0; f < desk.deep; ++f) desk.z[f] = f < a.F ? z[head * a.F + f] : 0;
-  if (!across) return;
-  turn_rows(desk.T, desk.wide, a.F, a.Dv, desk.T_across, desk.deep_row);
-  for (long d = 0; d < a.Dv; ++d) {
-    for (long f = a.F; f < desk.deep; ++f) desk.T_across[d * desk.deep_row + f] = 0;
-  }
+  if (across) turn_sums(desk.T, desk.wide, a.F, a.Dv, desk.T_across, desk.deep, desk.deep_row);
 }
 
 /// Calls f(h, first, height) for each tile of queries of a part, of all heads that share its keys; they are in desk.x, and the next tile is
@@ -168,43 +161,35 @@ template <bool backward, class scalar, class F> void for_each_query_tile(const L
 }
 
 template <class scalar> void read(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
-  Room<scalar> room(scratch);
-  Ahead ahead;
-  const WholeDesk<scalar> desk(a, room, ahead);
-  for (long task = begin; task < end; ++task) {
-    const Part part = part_of(a, a.N, task);
+  for_each_part(a, a.N, begin, end, scratch, [&](long, const Part& part, const WholeDesk<scalar>& desk) {
     load_sums<false>(a, part, a.S_after, a.z_after, desk);
     for_each_query_tile<false>(a, part, desk, [&](long h, long first, long height) {
       gemm<false>(desk.ahead, height, desk.wide, a.F, Left<scalar>{desk.x, desk.deep_row, 1}, Right<scalar>{desk.T, desk.wide}, desk.y, desk.wide);
       scalar* out = a.out + ((part.b * a.H + h) * a.N + first) * a.Dv;
       for (long r = 0; r < height; ++r) {
-        const scalar share = 1 / divide(a, product(desk.x + r * desk.deep_row, desk.z, desk.deep)).value;
+        const scalar share = 1 / divide(a, dot(desk.x + r * desk.deep_row, desk.z, desk.deep)).value;
         store_row(desk.y + r * desk.wide, share, a.Dv, out + r * a.Dv);
       }
     });
-  }
+  });
 }
 
 /// d_q, and a part of d_S and d_z.
 template <class scalar> void sum_queries(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
-  Room<scalar> room(scratch);
-  Ahead ahead;
-  const WholeDesk<scalar> desk(a, room, ahead);
-  for (long task = begin; task < end; ++task) {
-    const Part part = part_of(a, a.N, task);
+  for_each_part(a, a.N, begin, end, scratch, [&](long task, const Part& part, const WholeDesk<scalar>& desk) {
     load_sums<true>(a, part, a.S_after, a.z_after, desk);
-    scalar *d_T = cleared(a, task, desk), *d_z = d_T + a.F * desk.wide;
+    scalar *d_T = cleared(a, task), *d_z = d_T + a.F * desk.wide;
     for_each_query_tile<true>(a, part, desk, [&](long h, long first, long height) {
       const long row = (part.b * a.H + h) * a.N + first;
       scalar d_r[tile];
       copy_rows(a.d_out, part.b, h, first, height, a.Dv, scalar{1}, desk.y, desk.wide);
       for (long r = 0; r < height; ++r) {
-        const Divided<scalar> d = divide(a, product(desk.x + r * desk.deep_row, desk.z, desk.deep));
+        const Divided<scalar> d = divide(a, dot(desk.x + r * desk.deep_row, desk.z, desk.deep));
         scalar* d_n = desk.y + r * desk.wide;
         const scalar share = 1 / d.value;
-        d_r[r] = d.slope == 0 ? 0 : -product(d_n, a.out + (row + r) * a.Dv, a.Dv) * d.slope * share;
+        d_r[r] = d.slope == 0 ? 0 : -dot(d_n, a.out + (row + r) * a.Dv, a.Dv) * d.slope * share;
         for (long e = 0; e < desk.wide; ++e) d_n[e] *= share;
-        add_row(desk, r, d_r[r], d_z);
+        add_row(d_r[r], desk.x + r * desk.deep_row, d_z, desk.deep);
       }
       add_tile(a, height, desk, d_T);
       gemm<false>(desk.ahead, height, desk.deep, a.Dv, Left<scalar>{desk.y, desk.wide, 1}, Right<scalar>{desk.T_across, desk.deep_row}, desk.d_x,
@@ -213,16 +198,12 @@ template <class scalar> void sum_queries(const Linear<scalar>& a, long begin, lo
         store_row(desk.d_x + r * desk.deep_row, d_r[r], desk.z, a.F, a.d_q + (row + r) * a.F);
       }
     });
-  }
+  });
 }
 
 /// d_k and d_v, from d_S and d_z.
 template <class scalar> void give_to_keys(const Linear<scalar>& a, long begin, long end, scalar* scratch) {
-  Room<scalar> room(scratch);
-  Ahead ahead;
-  const WholeDesk<scalar> desk(a, room, ahead);
-  for (long task = begin; task < end; ++task) {
-    const Part part = part_of(a, a.M, task);
+  for_each_part(a, a.M, begin, end, scratch, [&](long, const Part& part, const WholeDesk<scalar>& desk) {
     load_sums<true>(a, part, a.d_S, a.d_z, desk);
     for_each_tile(part, [&](long first, long height) {
       load_keys<true>(a, part, first, height, desk);
@@ -241,21 +222,10 @@ template <class scalar> void give_to_keys(const Linear<scalar>& a, long begin, l
         }
       }
     });
-  }
+  });
 }
 
-template <class scalar> long numbers_of_sums(const Linear<scalar>& a) {
-  Room<scalar> room(nullptr);
-  Ahead ahead;
-  return WholeDesk<scalar>(a, room, ahead).sums(a);
-}
-
-template <class scalar> long numbers_for(const Linear<scalar>& a) {
-  Room<scalar> room(nullptr);
-  Ahead ahead;
-  const WholeDesk<scalar> desk(a, room, ahead);
-  return room.taken;
-}
+template <class scalar> long numbers_for(const Linear<scalar>& a) { return numbers_of<WholeDesk<scalar>, scalar>(a); }
 
 template <class scalar> constexpr WholeEngine<scalar> engine{.sum_keys = sum_keys<scalar>,
                                                              .join_keys = join_keys<scalar>,

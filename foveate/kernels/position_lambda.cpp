@@ -3,7 +3,7 @@
 #include "kernels/position_lambda.h"
 
 #include "kernels/capability.h"
-#include "kernels/vec.h"
+#include "kernels/row_sums.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
@@ -63,15 +63,6 @@ template <int T, class scalar> inline void make_lambdas(const PositionLambda<sca
   }
 }
 
-template <class scalar> inline scalar inner(const scalar* x, const scalar* y, long width) {
-  Vec<scalar> sum{};
-  for (long k = 0; k < width; k += lanes<scalar>) sum += vec(x + k) * vec(y + k);
-  return total<scalar>(sum);
-}
-template <class scalar> inline void add_multiple(scalar factor, const scalar* x, scalar* to, long width) {
-  for (long k = 0; k < width; k += lanes<scalar>) vec(to + k) += factor * vec(x + k);
-}
-
 template <class scalar> void forward(const PositionLambda<scalar>& a, long begin, long end, scalar* scratch) {
   const long S = a.down.queries * a.across.queries;
   with_tile(a.across.queries, [&]<int T>() {
@@ -82,7 +73,7 @@ template <class scalar> void forward(const PositionLambda<scalar>& a, long begin
         const long count = least(T, a.across.queries - x), s = y * a.across.queries + x;
         for (long h = 0; h < a.H; ++h) {
           scalar* out = a.out + ((b * a.H + h) * a.V + v) * S + s;
-          for (long t = 0; t < count; ++t) out[t] = inner(a.q + ((b * S + s + t) * a.H + h) * a.features, scratch + t * a.features, a.features);
+          for (long t = 0; t < count; ++t) out[t] = dot(a.q + ((b * S + s + t) * a.H + h) * a.features, scratch + t * a.features, a.features);
         }
       }
     }
@@ -100,8 +91,7 @@ template <class scalar> void backward_q(const PositionLambda<scalar>& a, long be
           make_lambdas<T>(a, b * a.V + v, y, x, scratch);
           for (long h = 0; h < a.H; ++h) {
             const scalar* g = a.d_out + ((b * a.H + h) * a.V + v) * S + s;
-            for (long t = 0; t < count; ++t)
-              add_multiple(g[t], scratch + t * a.features, a.d_q + ((b * S + s + t) * a.H + h) * a.features, a.features);
+            for (long t = 0; t < count; ++t) add_row(g[t], scratch + t * a.features, a.d_q + ((b * S + s + t) * a.H + h) * a.features, a.features);
           }
         }
       }
@@ -119,7 +109,7 @@ template <class scalar> void backward_lambdas(const PositionLambda<scalar>& a, l
       const long s = y * a.across.queries + x;
       for (long h = 0; h < a.H; ++h) {
         const scalar g = a.d_out[((b * a.H + h) * a.V + v) * S + s];
-        add_multiple(g, a.q + ((b * S + s) * a.H + h) * a.features, row + x * a.features, a.features);
+        add_row(g, a.q + ((b * S + s) * a.H + h) * a.features, row + x * a.features, a.features);
       }
     }
   }

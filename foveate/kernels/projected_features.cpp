@@ -75,10 +75,9 @@ template <class scalar> struct FeatureDesk {
   scalar *value, *d_value;  // [2 wide], [2 wide]: of one position, its second half at `wide`
   scalar* slope;            // [wide]: -sin, of cos_phase
   scalar *d_u, *d_x, *d_h;  // like u, x, h
-  Ahead& ahead;
+  mutable Ahead ahead;      // what is asked for changes no result
 
-  FeatureDesk(const ProjectedFeatures<scalar>& a, Room<scalar>& room, Ahead& next, bool backward)
-      : deep(round_up<scalar>(a.D)), wide(round_up<scalar>(a.m)), ahead(next) {
+  FeatureDesk(const ProjectedFeatures<scalar>& a, Room<scalar>& room, bool backward) : deep(round_up<scalar>(a.D)), wide(round_up<scalar>(a.m)) {
     const auto take = [&](bool needed, long count) { return room.take(needed ? count : 0); };
     x = room.take(feature_rows * deep);
     u = room.take(feature_rows * wide);
@@ -98,9 +97,7 @@ template <class scalar> struct FeatureDesk {
 template <class scalar> inline scalar greatest_of(const scalar* row, long width) {
   Vec<scalar> top = vec(row);
   for (long c = lanes<scalar>; c < width; c += lanes<scalar>) top = vec(row + c) > top ? vec(row + c) : top;
-  scalar most = top[0];
-  for (long i = 1; i < lanes<scalar>; ++i) most = top[i] > most ? top[i] : most;
-  return most;
+  return highest_of(top);
 }
 template <class scalar> inline scalar longest_of(const scalar* row, long width) {
   Vec<scalar> top{};
@@ -108,9 +105,7 @@ template <class scalar> inline scalar longest_of(const scalar* row, long width) 
     const Vec<scalar> x = vec(row + c), size = x < 0 ? -x : x;
     top = size > top ? size : top;
   }
-  scalar most = top[0];
-  for (long i = 1; i < lanes<scalar>; ++i) most = top[i] > most ? top[i] : most;
-  return most;
+  return highest_of(top);
 }
 
 /// x of a stretch, and h.
@@ -256,8 +251,7 @@ template <class scalar> void forward_under_one(const ProjectedFeatures<scalar>& 
 /// Tasks [begin, end).
 template <class scalar> void forward(const ProjectedFeatures<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  Ahead ahead;
-  const FeatureDesk<scalar> desk(a, room, ahead, false);
+  const FeatureDesk<scalar> desk(a, room, false);
   for (long task = begin; task < end; ++task) {
     const long parts = a.in_order() ? 1 : a.tiles(), head = task / parts, b = head / a.H, h = head % a.H;
     if (a.top == Top::whole) {
@@ -371,8 +365,7 @@ template <bool add, class scalar> void give_to_x(const ProjectedFeatures<scalar>
 /// Tasks [begin, end) of B * H.
 template <class scalar> void backward(const ProjectedFeatures<scalar>& a, long begin, long end, scalar* scratch) {
   Room<scalar> room(scratch);
-  Ahead ahead;
-  const FeatureDesk<scalar> desk(a, room, ahead, true);
+  const FeatureDesk<scalar> desk(a, room, true);
   const bool anew = a.eps != 0 || a.map == Projected::cos_phase || a.through_top;
   for (long head = begin; head < end; ++head) {
     const long b = head / a.H, h = head % a.H;
@@ -424,10 +417,7 @@ template <class scalar> void backward(const ProjectedFeatures<scalar>& a, long b
 }
 
 template <class scalar, bool backward> long numbers_for(const ProjectedFeatures<scalar>& a) {
-  Room<scalar> room(nullptr);
-  Ahead ahead;
-  const FeatureDesk<scalar> desk(a, room, ahead, backward);
-  return room.taken;
+  return numbers_of<FeatureDesk<scalar>, scalar>(a, backward);
 }
 
 template <class scalar> constexpr ProjectedFeaturesEngine<scalar> engine{.forward = forward<scalar>,

@@ -22,5 +22,12 @@ template <class scalar> struct Room {
   }
 };
 
+/// How many numbers a Desk(a, room, more...) takes.
+template <class Desk, class scalar, class Arguments, class... More> long numbers_of(const Arguments& a, const More&... more) {
+  Room<scalar> room(nullptr);
+  Desk(a, room, more...);
+  return room.taken;
+}
+
 }  // namespace
 }  // namespace foveate::kernels::CPU_CAPABILITY

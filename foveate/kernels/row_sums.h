@@ -1,16 +1,24 @@
-// Sums over two rows of numbers.
+// Sums over rows of numbers.
 #pragma once
 #include "kernels/vec.h"
 
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
 
+/// x . y of n numbers
 template <class scalar> inline scalar dot(const scalar* x, const scalar* y, long n) {
   constexpr long W = lanes<scalar>;
-  Vec<scalar> sums{};
+  Vec<scalar> sums[2] = {};
   long i = 0;
-  for (; i + W <= n; i += W) sums += vec(x + i) * vec(y + i);
-  scalar sum = total<scalar>(sums);
+  for (; i + 2 * W <= n; i += 2 * W) {
+    sums[0] += vec(x + i) * vec(y + i);
+    sums[1] += vec(x + i + W) * vec(y + i + W);
+  }
+  if (i + W <= n) {
+    sums[0] += vec(x + i) * vec(y + i);
+    i += W;
+  }
+  scalar sum = total<scalar>(sums[0] + sums[1]);
   for (; i < n; ++i) sum += x[i] * y[i];
   return sum;
 }

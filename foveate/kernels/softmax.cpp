@@ -241,11 +241,7 @@ template <class scalar> void backward(const Softmax<scalar>& a, long begin, long
   }
 }
 
-template <class scalar, template <class> class AnyRoom> long numbers_for(const Softmax<scalar>& a) {
-  Room<scalar> room(nullptr);
-  const AnyRoom<scalar> at(a, room);
-  return room.taken;
-}
+template <class scalar, template <class> class AnyRoom> long numbers_for(const Softmax<scalar>& a) { return numbers_of<AnyRoom<scalar>, scalar>(a); }
 
 template <class scalar> constexpr SoftmaxEngine<scalar> engine{.pack = pack<scalar>,
                                                                .forward = forward<scalar>,

@@ -7,8 +7,6 @@
 namespace foveate::kernels::CPU_CAPABILITY {
 namespace {
 
-inline long number_size(Kind kind) { return kind == Kind::float64 ? 8 : kind == Kind::float32 ? 4 : 2; }
-
 /// Rows [first, first + count) of (b, h) as numbers to compute with: where they lie, or converted.
 template <class scalar> Right<scalar> rows_at(const Rows& rows, long b, long h, long first, long count, long width, long padded, scalar* room) {
   const bool as_they_lie = (rows.kind == Kind::float32 || rows.kind == Kind::float64) && width == padded && !rows.index;
