@@ -31,7 +31,9 @@ template <class scalar> struct SoftmaxEngine {
   long (*forward_room)(const Softmax<scalar>&);                                     ///< numbers of scratch
   long (*few_room)(const Softmax<scalar>&);
   long (*backward_room)(const Softmax<scalar>&);
-  long vector;  ///< widths are padded to a multiple of this
+  long (*size_across)(const Softmax<scalar>&, long width);  ///< numbers of a packed row of that width, turned
+  long (*size_along)(const Softmax<scalar>&, long width);   ///< the same in order
+  long vector;                                              ///< widths are padded to a multiple of this
 };
 
 template <class scalar> struct LinearEngine {

@@ -250,6 +250,8 @@ template <class scalar> constexpr SoftmaxEngine<scalar> engine{.pack = pack<scal
                                                                .forward_room = numbers_for<scalar, ForwardRoom>,
                                                                .few_room = numbers_for<scalar, FewRoom>,
                                                                .backward_room = numbers_for<scalar, BackwardRoom>,
+                                                               .size_across = size_across<scalar>,
+                                                               .size_along = size_along<scalar>,
                                                                .vector = 2 * lanes<scalar>};
 
 }  // namespace

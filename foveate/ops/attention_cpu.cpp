@@ -101,14 +101,12 @@ template <class scalar> struct Prepared : Alive {
     const bool met_once = a.H == a.Hk && a.N <= query_tile;
     const auto held = [&](int64_t size) { return met_once ? nullptr : room(tiles * key_tile * size); };
     a.whole_values = whole_rows(a.v, a.Dv, wide());
-    const auto along = [&](int64_t width) { return held(a.multiply ? width / 2 : width); };  // pairs of bfloat16 take a number
-    const auto across = [&](int64_t width, int64_t padded_width) { return held(a.multiply ? padded_width / 2 : width); };
-    a.values = a.whole_values ? as_it_lies(a.v) : along(wide());
-    a.keys_across = across(a.D, deep());
+    a.values = a.whole_values ? as_it_lies(a.v) : held(run.size_along(a, a.Dv));
+    a.keys_across = held(run.size_across(a, a.D));
     if (backward) {
-      a.values_across = across(a.Dv, wide());
+      a.values_across = held(run.size_across(a, a.Dv));
       a.whole_keys = whole_rows(a.k, a.D, deep());
-      a.keys = a.whole_keys ? as_it_lies(a.k) : along(deep());
+      a.keys = a.whole_keys ? as_it_lies(a.k) : held(run.size_along(a, a.D));
     }
     if (met_once) return;
     at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) { run.pack(a, begin, end); });
@@ -243,16 +241,12 @@ template <class scalar> std::vector<Tensor> backward(const Backward& call, const
   a.d_out = rows(d_out);
   a.d_lse = d_lse.defined() ? d_lse.const_data_ptr<scalar>() : nullptr;
 
-  const auto sums = [&](bool want, scalar*& to, at::IntArrayRef shape) {
-    Tensor zero = want ? at::zeros(shape, p.options) : Tensor();
-    to = want ? zero.mutable_data_ptr<scalar>() : nullptr;
-    return zero;
+  const auto at_hand = [](Tensor t, scalar*& to) {
+    to = t.defined() ? t.mutable_data_ptr<scalar>() : nullptr;
+    return t;
   };
-  const auto written = [&](bool want, scalar*& to, at::IntArrayRef shape) {
-    Tensor room = want ? at::empty(shape, p.options) : Tensor();
-    to = want ? room.mutable_data_ptr<scalar>() : nullptr;
-    return room;
-  };
+  const auto sums = [&](bool want, scalar*& to, at::IntArrayRef shape) { return at_hand(want ? at::zeros(shape, p.options) : Tensor(), to); };
+  const auto written = [&](bool want, scalar*& to, at::IntArrayRef shape) { return at_hand(want ? at::empty(shape, p.options) : Tensor(), to); };
   const auto of_head = [&](scalar*& to, int64_t width, int64_t padded_width) {
     return a.parts == 1 ? written(true, to, {1, a.B, a.Hk, a.M, width}) : sums(true, to, {a.parts, a.B, a.Hk, tiles * key_tile, padded_width});
   };

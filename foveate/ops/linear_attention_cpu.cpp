@@ -75,24 +75,24 @@ template <class scalar> void run_backward(kernels::Linear<scalar>& a, Alive& ali
   alive.in_parallel<scalar>(a, 0, a.B * a.Hk, run.backward_room(a), run.backward);
 }
 
-/// Without an order: all keys, then all queries.
-template <class scalar> void run_whole_forward(kernels::Linear<scalar>& a, Alive& alive) {
-  const auto& run = whole_engine<scalar>();
-  const int64_t heads = a.B * a.Hk, room = run.room(a);
-  a.parts = alive.room<scalar>({heads, parts_of(a.M), run.sums(a)});
-  alive.in_parallel<scalar>(a, 0, heads * parts_of(a.M), room, run.sum_keys);
-  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) { run.join_keys(a, begin, end); });
-  alive.in_parallel<scalar>(a, 0, heads * parts_of(a.N), room, run.read);
+/// Without an order: `summed` rows of each head part by part, the parts together, and what reads the sums.
+template <class scalar> void run_whole(kernels::Linear<scalar>& a, Alive& alive, int64_t summed, int64_t reading, const auto& sum, const auto& join,
+                                       const auto& read) {
+  const int64_t heads = a.B * a.Hk, room = whole_engine<scalar>().room(a);
+  a.parts = alive.room<scalar>({heads, parts_of(summed), whole_engine<scalar>().sums(a)});
+  alive.in_parallel<scalar>(a, 0, heads * parts_of(summed), room, sum);
+  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) { join(a, begin, end); });
+  alive.in_parallel<scalar>(a, 0, heads * parts_of(reading), room, read);
 }
 
-/// All queries, then all keys.
+template <class scalar> void run_whole_forward(kernels::Linear<scalar>& a, Alive& alive) {
+  const auto& run = whole_engine<scalar>();
+  run_whole(a, alive, a.M, a.N, run.sum_keys, run.join_keys, run.read);
+}
+
 template <class scalar> void run_whole_backward(kernels::Linear<scalar>& a, Alive& alive) {
   const auto& run = whole_engine<scalar>();
-  const int64_t heads = a.B * a.Hk, room = run.room(a);
-  a.parts = alive.room<scalar>({heads, parts_of(a.N), run.sums(a)});
-  alive.in_parallel<scalar>(a, 0, heads * parts_of(a.N), room, run.sum_queries);
-  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) { run.join_queries(a, begin, end); });
-  alive.in_parallel<scalar>(a, 0, heads * parts_of(a.M), room, run.give_to_keys);
+  run_whole(a, alive, a.N, a.M, run.sum_queries, run.join_queries, run.give_to_keys);
 }
 
 template <class scalar> std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& c) {

@@ -29,44 +29,42 @@ void over_rows(const kernels::MergeAttention& arguments, void (*kernel)(const ke
   at::parallel_for(0, arguments.rows, rows_a_thread, [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
 }
 
+/// What both directions read.
+kernels::MergeAttention parts_of(const Tensor& outs, const Tensor& lses, const Tensor& lse) {
+  kernels::MergeAttention a{};
+  a.outs = outs.const_data_ptr();
+  a.lses = lses.const_data_ptr();
+  a.parts = lses.size(0);
+  a.rows = lse.numel();
+  a.width = outs.size(-1);
+  return a;
+}
+
 Result merge_cpu(const Tensor& outs_given, const Tensor& lses_given) {
   if (outs_given.scalar_type() != lses_given.scalar_type()) return merge_formula(outs_given, lses_given);  // half-precision parts
   const Tensor outs = outs_given.contiguous(), lses = lses_given.contiguous();
   Tensor out = at::empty(outs.sizes().slice(1), outs.options()), lse = at::empty(lses.sizes().slice(1), lses.options());
-  const kernels::MergeAttention arguments{.outs = outs.const_data_ptr(),
-                                          .lses = lses.const_data_ptr(),
-                                          .out = out.mutable_data_ptr(),
-                                          .lse = lse.mutable_data_ptr(),
-                                          .d_lse = nullptr,
-                                          .d_outs = nullptr,
-                                          .d_lses = nullptr,
-                                          .weights = nullptr,
-                                          .parts = lses.size(0),
-                                          .rows = lse.numel(),
-                                          .width = outs.size(-1)};
+  kernels::MergeAttention arguments = parts_of(outs, lses, lse);
+  arguments.out = out.mutable_data_ptr();
+  arguments.lse = lse.mutable_data_ptr();
   over_rows(arguments, outs.scalar_type() == at::kDouble ? cpu_kernels().merge_attention_double : cpu_kernels().merge_attention_float);
   return {out, lse};
 }
 
 Gradients merge_backward(const Backward& call, Tensor outs_given, Tensor lses_given) {
   const Tensor& given = call.gradients[0];
-  if (!given.defined() || given.numel() == 0 || outs_given.scalar_type() != lses_given.scalar_type()) return std::nullopt;
+  if (!given.defined() || outs_given.numel() == 0 || outs_given.scalar_type() != lses_given.scalar_type()) return std::nullopt;
   const Tensor outs = outs_given.contiguous(), lses = lses_given.contiguous(), lse = call.results[1].contiguous();
   const Tensor d_lse = call.gradients[1].defined() ? call.gradients[1].contiguous() : Tensor();
   Tensor d_outs = at::empty_like(outs), d_lses = at::empty_like(lses);
   const Tensor weights = at::empty_like(lses);
   d_outs[0].copy_(given);
-  const kernels::MergeAttention arguments{.outs = outs.const_data_ptr(),
-                                          .lses = lses.const_data_ptr(),
-                                          .out = nullptr,
-                                          .lse = const_cast<void*>(lse.const_data_ptr()),  // NOLINT: read only in the backward
-                                          .d_lse = d_lse.defined() ? d_lse.const_data_ptr() : nullptr,
-                                          .d_outs = d_outs.mutable_data_ptr(),
-                                          .d_lses = d_lses.mutable_data_ptr(),
-                                          .weights = weights.mutable_data_ptr(),
-                                          .parts = lses.size(0),
-                                          .rows = lse.numel(),
-                                          .width = outs.size(-1)};
+  kernels::MergeAttention arguments = parts_of(outs, lses, lse);
+  arguments.lse = const_cast<void*>(lse.const_data_ptr());  // NOLINT: read only in the backward
+  arguments.d_lse = d_lse.defined() ? d_lse.const_data_ptr() : nullptr;
+  arguments.d_outs = d_outs.mutable_data_ptr();
+  arguments.d_lses = d_lses.mutable_data_ptr();
+  arguments.weights = weights.mutable_data_ptr();
   over_rows(arguments, outs.scalar_type() == at::kDouble ? cpu_kernels().merge_backward_double : cpu_kernels().merge_backward_float);
   Wanted wanted(call);
   std::vector<Tensor> found;

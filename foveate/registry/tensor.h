@@ -42,5 +42,7 @@ inline Tensor split_heads(const Tensor& x, int64_t heads) { return x.unflatten(-
 
 /// [B,H,N,D] -> [B,N,H*D]
 inline Tensor merge_heads(const Tensor& x) { return x.transpose(1, 2).flatten(2); }
+/// The same of groups of heads, one behind another.
+inline Tensor merge_heads(const std::vector<Tensor>& groups) { return merge_heads(groups.size() == 1 ? groups[0] : at::cat(groups, 1)); }
 
 }  // namespace foveate

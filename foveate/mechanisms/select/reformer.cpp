@@ -194,7 +194,7 @@ Tensor LSHSelfAttention::forward(const Options& o, const Parameters& p, const In
                {.qk = mine(qk), .v = mine(v), .rotations = in.rotations, .mask = mask, .queries = N, .dropout = dropout, .rotary = o.rotary})
             .out);
   }
-  return layers::dropout(p.out(merge_heads(at::cat(heads, 1))), o.dropout, std::nullopt, training);
+  return layers::dropout(p.out(merge_heads(heads)), o.dropout, std::nullopt, training);
 }
 
 FOVEATE_MECHANISM(LSHSelfAttention)

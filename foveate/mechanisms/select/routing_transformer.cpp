@@ -229,7 +229,7 @@ RoutingSelfAttention::Outputs RoutingSelfAttention::forward(const Options& o, co
     loss = read.loss;
     if (training) p.means->copy_(read.new_means);
   }
-  const Tensor out = p.out(merge_heads(heads.size() == 1 ? heads[0] : at::cat(heads, 1)));
+  const Tensor out = p.out(merge_heads(heads));
   return {.out = layers::dropout(out, o.dropout, std::nullopt, training), .loss = loss};
 }
 

@@ -235,8 +235,7 @@ std::pair<Tensor, SinkhornSelfAttention::State> SinkhornSelfAttention::advance(c
                                                false)
                         .out);
   }
-  return {layers::dropout(p.out(merge_heads(heads.size() == 1 ? heads[0] : at::cat(heads, 1))), o.dropout, in.dropout_keep, training),
-          std::move(next)};
+  return {layers::dropout(p.out(merge_heads(heads)), o.dropout, in.dropout_keep, training), std::move(next)};
 }
 
 FOVEATE_MECHANISM(SinkhornAttention)
